@@ -11,10 +11,11 @@ model's (30 ms by default). Frame ``i`` reads the samples ``i * stride .. i * st
 ``stride = hop_samples * keep_every``, hence belongs to the instant ``config.frame_end_seconds(i)``.
 ``dataclasses.replace(config, keep_every=1)`` gives every 10 ms frame.
 
-The whole file *is* the stream from a fresh state, and every chunk size gives the same bits: a frame is computed
-from its own samples in one order (plain loops, and ``numpy.fft.rfft``, which transforms row after row).
-No product of matrices: the order of a BLAS sum depends on how many frames came together. ``scipy.fft`` will
-not do either: it packs several rows into one vector register. Inside float64, rounded once to float32.
+The whole file *is* the stream from a fresh state, and every chunk size gives the same bits: a frame is
+computed from its own samples in one order (plain loops, and ``numpy.fft.rfft``, which transforms row after
+row). No product of matrices: the order of a BLAS sum depends on how many frames came together. ``scipy.fft``
+is avoided for the same reason: it packs several rows into one vector register. Inside all is float64, rounded
+once to float32.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def initial_state() -> LfbeState:
 
 
 def lfbe_step(chunk: np.ndarray, state: LfbeState, config: LfbeConfig) -> tuple[np.ndarray, LfbeState]:
-    """Feed ``chunk`` (float32 [n], any n); returns the frames it completes, float32 [new, n_mels], and the state.
+    """Feed ``chunk`` (float32 [n], any n): the frames it completes, float32 [new, n_mels], and the next state.
 
     Raises:
         ValueError: not one-dimensional, or not finite.

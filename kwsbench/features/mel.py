@@ -59,7 +59,8 @@ def mel_bank(n_mels: int, n_fft: int, sample_rate: int, low_hz: float, high_hz: 
         raise ValueError(f"n_mels must be at least 1, got {n_mels}")
     if not 0 <= low_hz < top_hz <= nyquist_hz:
         raise ValueError(
-            f"mel filters need 0 <= low_hz < high_hz <= {nyquist_hz:g} Hz, got low_hz={low_hz}, high_hz={high_hz}"
+            f"mel filters need 0 <= low_hz < high_hz <= {nyquist_hz:g} Hz, "
+            f"got low_hz={low_hz}, high_hz={high_hz}"
         )
     bins = hz_to_mel(np.arange(n_fft // 2) * (sample_rate / n_fft))
     corners = np.linspace(hz_to_mel(low_hz), hz_to_mel(top_hz), n_mels + 2)
@@ -68,8 +69,8 @@ def mel_bank(n_mels: int, n_fft: int, sample_rate: int, low_hz: float, high_hz: 
         inside = np.flatnonzero((bins > left) & (bins < right))
         if not len(inside):
             raise ValueError(
-                f"mel filter {m} of {n_mels} ({mel_to_hz(left):.0f}-{mel_to_hz(right):.0f} Hz) holds no FFT bin; "
-                f"use fewer mels or a larger n_fft than {n_fft}"
+                f"mel filter {m} of {n_mels} ({mel_to_hz(left):.0f}-{mel_to_hz(right):.0f} Hz) holds no "
+                f"FFT bin; use fewer mels or a larger n_fft than {n_fft}"
             )
         mel = bins[inside]
         first.append(inside[0])
