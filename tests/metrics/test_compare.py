@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from kwsbench.metrics.compare import poisson_interval, poisson_upper, spread, wilson_interval
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_wilson_equals_scipy(a, b, confidence):
+    count, n = min(a, b), max(a, b, 1)
+    expected = stats.binomtest(count, n).proportion_ci(confidence, method="wilson")
+    np.testing.assert_allclose(wilson_interval(count, n, confidence), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_wilson_solves_its_defining_equation():
+    # The bounds are the p at which the normal test of the observed share just rejects.
+    for p in wilson_interval(7, 120):
+        assert abs(7 / 120 - p) / np.sqrt(p * (1 - p) / 120) == pytest.approx(stats.norm.ppf(0.975))
+
+
+def test_wilson_bounds_are_exact_at_none_and_all():
+    assert wilson_interval(0, 30)[0] == 0.0
+    assert wilson_interval(30, 30)[1] == 1.0
+
+
+@given(st.integers(0, 2000), st.floats(0.01, 1e4), st.sampled_from([0.5, 0.9, 0.95]))
+def test_poisson_equals_the_chi_square_form(events, hours, confidence):
+    tail = (1 - confidence) / 2
+    low = stats.chi2.ppf(tail, 2 * events) / 2 / hours if events else 0.0
+    high = stats.chi2.ppf(1 - tail, 2 * events + 2) / 2 / hours
+    np.testing.assert_allclose(poisson_interval(events, hours, confidence), (low, high), rtol=1e-9)
+    upper = stats.chi2.ppf(confidence, 2 * events + 2) / 2 / hours
+    assert poisson_upper(events, hours, confidence) == pytest.approx(upper, rel=1e-9)
+
+
+def test_poisson_bounds_are_where_the_tails_have_their_share():
+    low, high = poisson_interval(5, 2.0)
+    assert stats.poisson.sf(4, low * 2) == pytest.approx(0.025)
+    assert stats.poisson.cdf(5, high * 2) == pytest.approx(0.025)
+
+
+def test_no_event_gives_the_rule_of_three():
+    assert poisson_upper(0, 10.0) == pytest.approx(-np.log(0.05) / 10)
+    assert poisson_upper(0, 10.0) == pytest.approx(0.3, rel=2e-3)
+
+
+def test_spread_over_seeds():
+    s = spread([0.05, 0.07, 0.06])
+    assert (s.mean, s.least, s.largest, s.n) == (pytest.approx(0.06), 0.05, 0.07, 3)
+    assert s.text(factor=100) == "6 (5 to 7, n = 3)"
+    assert spread([0.123]).text() == "0.123 (n = 1)"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: spread([]), "at least one value"),
+        (lambda: spread([1.0, float("nan")]), "is NaN"),
+        (lambda: wilson_interval(0, 0), "got 0 of 0"),
+        (lambda: wilson_interval(4, 3), "got 4 of 3"),
+        (lambda: wilson_interval(1, 3, 1.0), "confidence must lie between 0 and 1, got 1.0"),
+        (lambda: poisson_interval(-1, 1.0), "got -1 in 1.0"),
+        (lambda: poisson_upper(0, 0.0), "got 0 in 0.0"),
+        (lambda: poisson_upper(0, 1.0, 95), "confidence must lie between 0 and 1, got 95"),
+    ],
+)
+def test_bad_values_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
