@@ -94,7 +94,7 @@ def initial_state() -> LfbeState:
 
 
 def lfbe_step(chunk: np.ndarray, state: LfbeState, config: LfbeConfig) -> tuple[np.ndarray, LfbeState]:
-    """Feed ``chunk`` (float32 [n], any n): the frames it completes, float32 [new, n_mels]; the next state.
+    """Feed ``chunk`` (float32 [n], any n): frames completed, float32 [new, n_mels], and the next state.
 
     Raises:
         ValueError: not one-dimensional, or not finite.
