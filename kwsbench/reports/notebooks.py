@@ -1,0 +1,227 @@
+"""Run notebooks with papermill, one folder per run: ``runs/<name>/notebook.ipynb`` and ``status.json``.
+
+Parameters are validated before anything runs. A run always has a deadline. A run that fails keeps what it
+executed and its traceback, and does not stop the others. The kernel is a process of this very interpreter,
+whatever kernels happen to be installed, and works in the notebook's folder, as it does in JupyterLab.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+import platform
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from markdown_it import MarkdownIt
+from nbclient.exceptions import CellTimeoutError
+from papermill.exceptions import PapermillExecutionError
+from traitlets import default
+
+import kwsbench
+from kwsbench.reports.parameters import declared_parameters, validate_parameters
+from kwsbench.reports.show import KEY_FIGURES_MIME
+from kwsbench.reports.status import Failure, RunStatus
+
+# Profile -> seconds that one notebook may take.
+PROFILES = {"smoke": 300.0, "default": 1200.0, "full": 86400.0}
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A notebook with parameters that were found valid."""
+
+    path: Path
+    name: str
+    title: str
+    parameters: dict[str, Any]
+    given: dict[str, Any]
+
+
+class _ThisInterpreter(KernelSpecManager):
+    """Knows one kernel: ipykernel under the running interpreter."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        return KernelSpec(
+            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            display_name="kwsbench",
+            language="python",
+            env={"PYTHONUNBUFFERED": "1", "PLOTLY_RENDERER": "plotly_mimetype"},
+        )
+
+
+class _Kernel(AsyncKernelManager):
+    @default("kernel_spec_manager")
+    def _only_this_interpreter(self) -> KernelSpecManager:
+        return _ThisInterpreter(parent=self)
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """Raises FileNotFoundError, or ValueError when the file is no notebook."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no notebook {path}")
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat raises many kinds
+        raise ValueError(f"{path} is not a notebook: {error}") from error
+
+
+def notebook_title(notebook: nbformat.NotebookNode, fallback: str) -> str:
+    """The text of the first level-one heading."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            tokens = MarkdownIt("commonmark").parse(cell.source)
+            for heading, inline in itertools.pairwise(tokens):
+                if heading.type == "heading_open" and heading.tag == "h1":
+                    return "".join(t.content for t in inline.children or [])
+    return fallback
+
+
+def plan_run(path: Path, given: Mapping[str, Any], name: str | None = None) -> Planned:
+    """Check a notebook and what is given for its parameters, without running anything.
+
+    Raises FileNotFoundError or ValueError.
+    """
+    notebook = read_notebook(path)
+    declared = declared_parameters(notebook, path.name)
+    values = validate_parameters(declared, given, path.name)
+    run_name = re.sub(r"[^A-Za-z0-9._-]+", "_", name or path.stem).strip("._") or "run"
+    return Planned(path, run_name, notebook_title(notebook, path.stem), values, dict(given))
+
+
+def run_notebook(
+    planned: Planned, out_dir: Path, timeout_seconds: float, profile: str = "", progress: bool = False
+) -> RunStatus:
+    """Execute a planned notebook into ``out_dir/runs/<name>`` and say how it went; only Ctrl-C raises."""
+    folder = out_dir / "runs" / planned.name
+    folder.mkdir(parents=True, exist_ok=True)
+    partial, kept = folder / ".running.ipynb", folder / "notebook.ipynb"
+    status = RunStatus(
+        name=planned.name,
+        notebook=planned.path.name,
+        title=planned.title,
+        state="running",
+        profile=profile,
+        parameters=planned.parameters,
+        given=tuple(planned.given),
+        started_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={"kwsbench": kwsbench.__version__, "python": platform.python_version()},
+        notebook_sha256=hashlib.sha256(planned.path.read_bytes()).hexdigest(),
+    )
+    status.save(folder / "status.json")
+    start = time.monotonic()
+    state, failure = "interrupted", None
+    try:
+        _execute(planned, partial, start + timeout_seconds, progress)
+        state = "passed"
+    except CellTimeoutError:
+        state = "timed out"
+        failure = Failure("Timeout", f"stopped after {timeout_seconds:g} s", "")
+    except PapermillExecutionError as error:
+        state = "failed"
+        failure = Failure(error.ename, ANSI.sub("", error.evalue), ANSI.sub("", "\n".join(error.traceback)))
+    except Exception as error:  # a dead kernel, a full disk: the other runs go on
+        state = "failed"
+        failure = Failure(type(error).__name__, str(error), ANSI.sub("", traceback.format_exc()))
+    finally:
+        if partial.exists():
+            os.replace(partial, kept)
+        status = replace(
+            status,
+            state=state,
+            seconds=round(time.monotonic() - start, 2),
+            failure=failure,
+            key_figures=_key_figures(kept) if kept.exists() else {},
+        )
+        status.save(folder / "status.json")
+    return status
+
+
+def run_all(
+    paths: Sequence[Path],
+    out_dir: Path,
+    profile: str,
+    parameters: Mapping[str, Any],
+    timeout_seconds: float | None = None,
+    after_each: Callable[[RunStatus], None] = lambda status: None,
+) -> tuple[RunStatus, ...]:
+    """Run notebooks in order. `parameters`, and `profile` itself, go to each notebook that declares them.
+
+    Everything is validated before the first run. Raises ValueError (also for a parameter that no notebook
+    declares) or OSError (`out_dir` cannot be written).
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile must be one of {', '.join(PROFILES)}; got {profile!r}")
+    if not paths:
+        raise ValueError("no notebooks to run")
+    declared = {p: declared_parameters(read_notebook(p), p.name) for p in paths}
+    everywhere = [d for ds in declared.values() for d in ds]
+    validate_parameters(everywhere, parameters, "the notebooks")
+    shared = {"profile": profile, **parameters}
+    plans = []
+    for path in paths:
+        names = {d.name for d in declared[path]}
+        plans.append(plan_run(path, {n: v for n, v in shared.items() if n in names}))
+    if len({p.name for p in plans}) < len(plans):
+        raise ValueError(f"two notebooks share a run name: {sorted(p.name for p in plans)}")
+    (out_dir / "runs").mkdir(parents=True, exist_ok=True)
+    if not os.access(out_dir, os.W_OK):
+        raise PermissionError(f"cannot write into {out_dir}")
+
+    done = []
+    for number, plan in enumerate(plans, 1):
+        print(f"[{number}/{len(plans)}] {plan.name} ...", file=sys.stderr, flush=True)
+        status = run_notebook(
+            plan, out_dir, timeout_seconds or PROFILES[profile], profile, progress=sys.stderr.isatty()
+        )
+        why = f": {status.failure.kind}: {status.failure.message}" if status.failure else ""
+        print(
+            f"[{number}/{len(plans)}] {plan.name} {status.state} ({status.seconds:.1f} s){why}",
+            file=sys.stderr,
+            flush=True,
+        )
+        done.append(status)
+        after_each(status)
+    return tuple(done)
+
+
+def _execute(planned: Planned, output: Path, deadline: float, progress: bool) -> None:
+    def literal(path: Path) -> str:
+        return str(path).replace("{", "{{").replace("}", "}}")  # papermill formats paths with the parameters
+
+    papermill.execute_notebook(
+        literal(planned.path),
+        literal(output),
+        parameters=planned.given,
+        kernel_name="python3",
+        language="python",
+        progress_bar=progress,
+        kernel_manager_class=_Kernel,
+        resources={"metadata": {"path": str(planned.path.resolve().parent)}},
+        # A deadline for the whole run, not for each cell.
+        timeout_func=lambda cell: max(1, math.ceil(deadline - time.monotonic())),
+    )
+
+
+def _key_figures(path: Path) -> dict[str, Any]:
+    """Everything that the executed notebook published; a later figure of the same name wins."""
+    found: dict[str, Any] = {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            found.update(output.get("data", {}).get(KEY_FIGURES_MIME, {}))
+    return found

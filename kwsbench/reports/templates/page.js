@@ -1,0 +1,81 @@
+"use strict";
+// Draws each figure of the page with Plotly, in the page's own colours, and again when the width or the reader's
+// light or dark setting changes.
+(() => {
+  const NARROW_PX = 560;
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  // Ink drawn for white paper is unreadable on dark paper: dark greys become the page's ink.
+  const isDarkGrey = (text) => {
+    if (/^black$/i.test(text)) return true;
+    const short = /^#([0-9a-f])([0-9a-f])([0-9a-f])$/i.exec(text);
+    const long = /^#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})$/i.exec(text);
+    const rgb = /^rgb\((\d+),\s*(\d+),\s*(\d+)\)$/i.exec(text);
+    let parts = null;
+    if (short) parts = short.slice(1).map((x) => parseInt(x + x, 16));
+    else if (long) parts = long.slice(1).map((x) => parseInt(x, 16));
+    else if (rgb) parts = rgb.slice(1).map(Number);
+    return parts !== null && Math.max(...parts) < 0x66 && Math.max(...parts) - Math.min(...parts) < 0x20;
+  };
+  const inked = (value, key, ink) => {
+    if (typeof value === "string") return /color$/i.test(key) && isDarkGrey(value) ? ink : value;
+    if (Array.isArray(value)) return value.map((item) => inked(item, key, ink));
+    if (value && typeof value === "object") {
+      return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, inked(v, k, ink)]));
+    }
+    return value;
+  };
+
+  const styled = (figure, width) => {
+    const ink = colour("--ink");
+    const grid = colour("--grid");
+    const source = JSON.parse(figure);
+    const { data, layout } = dark.matches ? inked(source, "", ink) : source;
+    layout.autosize = true;
+    layout.paper_bgcolor = "rgba(0,0,0,0)";
+    layout.plot_bgcolor = "rgba(0,0,0,0)";
+    layout.font = { ...layout.font, color: ink, size: width < NARROW_PX ? 12 : 14 };
+    layout.legend = { ...layout.legend, bgcolor: "rgba(0,0,0,0)" };
+    const axes = Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key));
+    for (const key of new Set([...axes, "xaxis", "yaxis"])) {
+      layout[key] = { ...layout[key], gridcolor: grid, linecolor: grid, zerolinecolor: grid, automargin: true };
+    }
+    layout.margin = { t: 20, r: 10, ...layout.margin };
+    if (width < NARROW_PX) {
+      const entries = data.filter((trace) => trace.showlegend !== false && trace.name).length;
+      layout.margin = { ...layout.margin, l: 10, r: 10 };
+      layout.legend = {
+        ...layout.legend, orientation: "h", x: 0, xanchor: "left", y: 0, yref: "container", yanchor: "bottom",
+      };
+      if (entries > 1) layout.height = (layout.height || 400) + 22 * entries;
+    }
+    return { data, layout };
+  };
+
+  const draw = async (plot) => {
+    const figure = document.getElementById(plot.dataset.figure).textContent;
+    const domains = Object.entries(JSON.parse(figure).layout).filter(([key]) => /^xaxis\d*$/.test(key));
+    plot.classList.toggle("wide", domains.some(([, axis]) => axis.domain && axis.domain[1] - axis.domain[0] < 0.6));
+    const { data, layout } = styled(figure, plot.clientWidth);
+    try {
+      await Plotly.react(plot, data, layout, {
+        responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"],
+      });
+      plot.dataset.drawn = "true";
+    } catch (error) {
+      plot.textContent = `This figure could not be drawn: ${error}`;
+      console.error(error);
+    }
+  };
+
+  for (const plot of document.querySelectorAll(".plot")) {
+    let narrow = null;
+    new ResizeObserver(() => {
+      if (narrow === (plot.clientWidth < NARROW_PX)) return;
+      narrow = plot.clientWidth < NARROW_PX;
+      draw(plot);
+    }).observe(plot);
+    dark.addEventListener("change", () => draw(plot));
+  }
+})();
