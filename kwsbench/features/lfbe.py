@@ -74,8 +74,8 @@ class LfbeConfig:
         """How many frames ``n_samples`` samples give."""
         return max(0, (n_samples - self.window_samples) // self.stride_samples + 1)
 
-    def frame_end_seconds(self, frame: int | np.ndarray) -> float | np.ndarray:
-        """When the last sample of a returned frame has been heard."""
+    def frame_end_seconds(self, frame: np.ndarray) -> np.ndarray:
+        """When the last samples of the returned frames have been heard (indices in, seconds out)."""
         return (frame * self.stride_samples + self.window_samples) / self.sample_rate
 
 
