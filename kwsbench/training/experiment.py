@@ -1,0 +1,370 @@
+"""One experiment: a corpus, a keyword, a profile; every model and score is an artifact that is made once.
+
+    corpus -> feature banks -> float -> stage 1 -> stage 2 -> program -> scores -> operating points
+
+Artifacts live under ``root`` in folders named by a hash of everything they depend on (data, recipes, stage, seed,
+parents), so notebooks and commands share them, finished work is not repeated, and a changed setting is another folder.
+Thresholds are chosen on validation scores; the test split is scored once per system and cached.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kwsbench.data.batches import FeatureBank, LabelRule, build_bank
+from kwsbench.data.corpora import Corpus, open_corpus
+from kwsbench.data.mixing import MixRecipe
+from kwsbench.features.lfbe import LfbeConfig
+from kwsbench.integer import run as integer_run
+from kwsbench.integer.lower import lower
+from kwsbench.integer.program import Program, load_program
+from kwsbench.metrics.det import DetCurve, OperatingPoint, det_curve, evaluate, operating_point
+from kwsbench.metrics.events import DetectorConfig
+from kwsbench.metrics.scores import Scores, keyword_scores
+from kwsbench.models.feedforward import Spotter, SpotterConfig
+from kwsbench.quantizers.attach import QuantizedSpotter, WeightPlan, stage_two_plan
+from kwsbench.training import stages
+from kwsbench.training.checkpoints import load_model, save_model
+from kwsbench.training.loop import StageConfig
+from kwsbench.training.sampler import SamplerConfig, WindowSampler
+
+KINDS = ("float", "control", "stage_one", "stage_two", "post_training")
+# Seeds of the evaluation mixtures: fixed, so that every system and every training seed meets the same audio.
+MIX_SEED = {"train": 1, "validation": 2, "test": 3}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much work: steps per stage, mixing rounds, seeds and widths of the default sweep."""
+
+    name: str
+    float_stage: StageConfig
+    stage_one: StageConfig
+    stage_two: StageConfig
+    rounds: int = 4
+    seeds: tuple[int, ...] = (0,)
+    bits: tuple[int, ...] = (8, 5, 4, 2, 1)
+    sampler: SamplerConfig = SamplerConfig()
+    illustrative: bool = True
+
+    @property
+    def control_stage(self) -> StageConfig:
+        """As many steps as stages 1 and 2 together, at stage 1's rate."""
+        return replace(self.stage_one, name="control", steps=self.stage_one.steps + self.stage_two.steps)
+
+
+def _profile(name: str, steps: tuple[int, int, int], **rest: Any) -> Profile:
+    a, b, c = steps
+    return Profile(
+        name,
+        StageConfig("float", a, learning_rate=2e-3, weight_decay=1e-2, mine_every=max(50, a // 12)),
+        StageConfig("stage 1", b, learning_rate=1e-3, mine_every=max(50, b // 6)),
+        StageConfig("stage 2", c, learning_rate=1e-4, mine_every=max(50, c // 4)),
+        **rest,
+    )
+
+
+PROFILES = {
+    "smoke": _profile("smoke", (120, 60, 40), rounds=1, bits=(5, 1), sampler=SamplerConfig(batch=256)),
+    "default": _profile("default", (1200, 500, 250), rounds=2, bits=(8, 5, 2, 1)),
+    "full": _profile("full", (4000, 2000, 1000), rounds=6, seeds=(0, 1, 2), illustrative=False),
+}
+
+
+@dataclass(frozen=True)
+class ExperimentSpec:
+    """Everything a result depends on, except the code version."""
+
+    data: str
+    keywords: tuple[str, ...]
+    profile: Profile
+    train_mix: MixRecipe = MixRecipe(partial=0.1)
+    eval_mix: MixRecipe = MixRecipe()
+    features: LfbeConfig = LfbeConfig()
+    labels: LabelRule = LabelRule()
+    detector: DetectorConfig = DetectorConfig()
+    hidden: tuple[int, ...] = (200, 200, 200, 200)
+    stacked_frames: int = 31
+    batchnorm: str = "unfolded"
+    rounding: str = "single"
+    frr: float = 0.05  # operating point, on validation
+
+    @property
+    def model(self) -> SpotterConfig:
+        return SpotterConfig(self.keywords, self.features.n_mels, self.stacked_frames, self.hidden)
+
+
+@dataclass(frozen=True)
+class System:
+    """One model of the comparison."""
+
+    kind: str
+    seed: int = 0
+    weights: WeightPlan | None = None
+    batchnorm: str | None = None  # stage_two and post_training; None: the experiment's own
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown system {self.kind!r}; choose one of {KINDS}")
+        if (self.weights is None) != (self.kind in ("float", "control")):
+            raise ValueError(f"a {self.kind} system {'needs' if self.weights is None else 'has no'} weight plan")
+
+    @property
+    def label(self) -> str:
+        """Name in tables and legends, without the seed."""
+        if self.weights is None:
+            return {"float": "float", "control": "float, equal steps"}[self.kind]
+        w = self.weights
+        form = "" if self.batchnorm is None else f", {self.batchnorm}"
+        stage = {"stage_one": "stage 1", "stage_two": "stage 2", "post_training": "post-training"}[self.kind]
+        return f"{stage}, {w.bits}-bit {w.method}{' per row' if w.per_channel else ''}{form}"
+
+
+@dataclass
+class Experiment:
+    """The artifacts of a spec under ``root``; everything is made when it is first asked for."""
+
+    spec: ExperimentSpec
+    root: Path
+    progress: bool = True
+    workers: int = 2
+    device: str = "auto"
+    _models: dict[System, Spotter | QuantizedSpotter] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.root = Path(self.root)
+        check_writable(self.root)
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    # ------------------------------------------------------------------ data
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The corpus, checked: the keywords are there in every split, no speaker is shared."""
+        return open_corpus(self.spec.data, self.spec.keywords)
+
+    def bank(self, split: str) -> FeatureBank:
+        """Features of a split; the training split in ``profile.rounds`` mixtures, the others in one."""
+        if split not in self._banks:
+            training = split == "train"
+            self._banks[split] = build_bank(
+                self.corpus,
+                split,
+                self.spec.keywords,
+                self.spec.train_mix if training else self.spec.eval_mix,
+                self.spec.features,
+                self.spec.labels,
+                seed=MIX_SEED[split],
+                rounds=self.spec.profile.rounds if training else 1,
+                random_phase=training,
+                workers=self.workers,
+                cache_dir=self.root / "banks",
+                progress=self.progress,
+            )
+        return self._banks[split]
+
+    @cached_property
+    def _banks(self) -> dict[str, FeatureBank]:
+        return {}
+
+    @cached_property
+    def _samplers(self) -> dict[int, WindowSampler]:
+        return {}
+
+    def sampler(self, seed: int) -> WindowSampler:
+        """Training windows for a seed."""
+        if seed not in self._samplers:
+            self._samplers[seed] = WindowSampler(
+                self.bank("train"), self.spec.stacked_frames, self.spec.profile.sampler, seed, self.device
+            )
+        return self._samplers[seed]
+
+    # ---------------------------------------------------------------- models
+
+    def model(self, system: System) -> Spotter | QuantizedSpotter:
+        """The trained (or post-training quantized) model, from disk if it was made before."""
+        if system not in self._models:
+            folder = self.folder(system)
+            file = folder / "model.safetensors"
+            if file.is_file():
+                self._models[system] = load_model(file, self.spec.model).to(self.device)
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / "config.json", self.identity(system))
+                model, history = self._make(system, folder / "checkpoint.safetensors")
+                write_json(folder / "history.json", history)
+                save_model(file, model.eval(), {"system": system.label, "seed": system.seed})
+                self._models[system] = model
+        return self._models[system]
+
+    def history(self, system: System) -> dict[str, list[float]]:
+        """Loss and error over the steps of a system's own stage."""
+        self.model(system)
+        return json.loads((self.folder(system) / "history.json").read_text())
+
+    def program(self, system: System) -> Program:
+        """The integer program of a stage-2 or post-training system."""
+        file = self.folder(system) / "program.safetensors"
+        if not file.is_file():
+            model = self.model(system)
+            assert isinstance(model, QuantizedSpotter)
+            metadata = {
+                "features": asdict(self.spec.features),
+                "system": system.label,
+                "seed": system.seed,
+                "data": self.bank("train").source_hash,
+            }
+            lower(model, self.spec.features.frame_seconds, metadata).save(file)
+        return load_program(file)
+
+    def _make(
+        self, system: System, checkpoint: Path
+    ) -> tuple[Spotter | QuantizedSpotter, dict[str, list[float]]]:
+        p, sampler = self.spec.profile, self.sampler(system.seed)
+        if system.kind == "float":
+            return stages.train_float(self.spec.model, sampler, p.float_stage, system.seed, checkpoint, self.progress)
+        start = self.model(self.parent(system))
+        if system.kind == "control":
+            assert isinstance(start, Spotter)
+            return stages.train_control(start, sampler, p.control_stage, checkpoint, self.progress)
+        assert system.weights is not None
+        batchnorm = system.batchnorm or self.spec.batchnorm
+        if system.kind == "stage_two":
+            assert isinstance(start, QuantizedSpotter)
+            plan = stage_two_plan(system.weights, batchnorm, self.spec.rounding)
+            return stages.train_stage_two(start, plan, sampler, p.stage_two, checkpoint, self.progress)
+        assert isinstance(start, Spotter)
+        if system.kind == "stage_one":
+            return stages.train_stage_one(start, system.weights, sampler, p.stage_one, checkpoint, self.progress)
+        return stages.post_training(start, system.weights, sampler, batchnorm, self.spec.rounding), {}
+
+    def parent(self, system: System) -> System:
+        """The system that this one starts from."""
+        if system.kind == "stage_two":
+            return System("stage_one", system.seed, system.weights)
+        return System("float", system.seed)
+
+    # ------------------------------------------------------------ identities
+
+    def identity(self, system: System) -> dict[str, Any]:
+        """All that the model of a system depends on, as JSON values."""
+        p = self.spec.profile
+        own: dict[str, Any] = {
+            "float": {"stage": asdict(p.float_stage), "model": self.spec.model.to_json()},
+            "control": {"stage": asdict(p.control_stage)},
+            "stage_one": {"stage": asdict(p.stage_one)},
+            "stage_two": {"stage": asdict(p.stage_two)},
+            "post_training": {},
+        }[system.kind]
+        if system.weights is not None:
+            own["weights"] = vars(system.weights)
+        if system.kind in ("stage_two", "post_training"):
+            own |= {"batchnorm": system.batchnorm or self.spec.batchnorm, "rounding": self.spec.rounding}
+        base = {"kind": system.kind, "seed": system.seed, "own": own}
+        if system.kind == "float":
+            base |= {"bank": self.bank("train").source_hash, "sampler": asdict(p.sampler)}
+        else:
+            base["parent"] = self.identity(self.parent(system))
+        return base
+
+    def folder(self, system: System) -> Path:
+        """Folder of a system's artifacts, named by kind and content hash."""
+        text = json.dumps(self.identity(system), sort_keys=True)
+        return self.root / f"{system.kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    # ------------------------------------------------------------ evaluation
+
+    def scores(self, system: System, split: str, keyword: str | None = None, backend: str = "neon_sdot") -> Scores:
+        """Frame scores of a split, streamed from a fresh state per segment; integer systems by their program."""
+        bank = self.bank(split)
+        keyword = keyword or self.spec.keywords[0]
+        index = self.spec.keywords.index(keyword)
+        name = hashlib.sha256(f"{bank.source_hash} {keyword} {backend}".encode()).hexdigest()[:12]
+        file = self.folder(system) / f"scores-{split}-{name}.npz"
+        if not file.is_file():
+            logits = self._logits(system, bank, backend)
+            make_scores(bank, keyword_scores(logits)[:, index], system.label).save(file)
+        return Scores.load(file)
+
+    def _logits(self, system: System, bank: FeatureBank, backend: str) -> np.ndarray:
+        model = self.model(system)
+        if isinstance(model, QuantizedSpotter) and model.integer:
+            program = self.program(system)
+            return np.concatenate(
+                [integer_run.run(program, bank.segment(i), backend) for i in range(len(bank.clip_paths))]
+            )
+        return float_logits(model, bank)
+
+    def curve(self, system: System, split: str = "test", keyword: str | None = None) -> DetCurve:
+        """DET curve of a system on a split."""
+        keyword = keyword or self.spec.keywords[0]
+        return det_curve(self.scores(system, split, keyword), keyword, self.spec.detector)
+
+    def threshold(self, system: System, keyword: str | None = None) -> float:
+        """The threshold chosen on validation: the largest with FRR at most ``spec.frr``."""
+        return operating_point(self.curve(system, "validation", keyword), self.spec.frr)
+
+    def point(self, system: System, keyword: str | None = None) -> OperatingPoint:
+        """The validation threshold applied to the test split."""
+        keyword = keyword or self.spec.keywords[0]
+        return evaluate(
+            self.scores(system, "test", keyword), keyword, self.threshold(system, keyword), self.spec.detector
+        )
+
+
+@torch.no_grad()
+def float_logits(model: Spotter | QuantizedSpotter, bank: FeatureBank) -> np.ndarray:
+    """Logits float64 ``[total, K + 1]`` of a torch model over every segment of a bank."""
+    model.eval()
+    device = model.mean.device
+    out = []
+    for i in range(len(bank.clip_paths)):
+        frames = torch.as_tensor(bank.segment(i), device=device)[None]
+        y, _ = model.step(frames, model.fresh(1))
+        out.append(y[0].double().cpu().numpy())
+    return np.concatenate(out)
+
+
+def make_scores(bank: FeatureBank, values: np.ndarray, system: str) -> Scores:
+    """Scores of one keyword over the segments of a bank."""
+    return Scores(
+        values.astype(np.float32),
+        bank.offsets,
+        bank.clip_labels,
+        bank.clip_paths,
+        bank.word_end_seconds,
+        bank.frame_seconds,
+        system,
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Create a folder and prove that it takes a file.
+
+    Raises:
+        PermissionError: it cannot be created or written (named, before any work starts).
+    """
+    probe = folder / f".write-test-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise PermissionError(f"cannot write to {folder} ({error.strerror}); choose another output folder") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic JSON file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True))
+    os.replace(temporary, path)

@@ -1,0 +1,199 @@
+"""The training loop: one stage of a model on a window sampler, resumable to the same bits.
+
+Each step draws its batch from (seed, step) alone, so a run resumed from a checkpoint sees what an
+uninterrupted one would. A checkpoint holds model, optimizer, hard-negative pool and history in one file; on
+interruption (Ctrl-C, the kernel's stop button) the step in hand is finished and the checkpoint written before
+KeyboardInterrupt goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from kwsbench.quantizers.attach import QuantizedSpotter
+from kwsbench.training.checkpoints import CheckpointError, read_tensors, write_tensors
+from kwsbench.training.sampler import WindowSampler
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of training.
+
+    ``observe_share``: in stage 2, batchnorm statistics and ranges move during this first share of steps, then freeze.
+    ``mine_every``: steps between minings of hard negatives (0: never).
+    """
+
+    name: str
+    steps: int
+    learning_rate: float
+    warmup_steps: int = 50
+    final_rate: float = 0.01  # of the learning rate, reached by a cosine
+    weight_decay: float = 0.0
+    observe_share: float = 0.8
+    mine_every: int = 250
+    mine_candidates: int = 40000
+    mine_keep: int = 4000
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.learning_rate <= 0:
+            raise ValueError(f"stage {self.name!r} needs steps >= 1 and a positive rate, got {self}")
+
+
+def train(
+    model: nn.Module,
+    sampler: WindowSampler,
+    config: StageConfig,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+) -> dict[str, list[float]]:
+    """Train ``model`` in place; returns the history ``{"step": [...], "loss": [...], "error": [...]}``.
+
+    ``checkpoint`` is a file for the state in between; it is removed when the stage is done.
+
+    Raises:
+        FloatingPointError: the loss is not finite (step and stage named).
+        CheckpointError: the checkpoint belongs to another stage or model.
+    """
+    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, foreach=True)
+    history: dict[str, list[float]] = {"step": [], "loss": [], "error": []}
+    first = 0
+    if checkpoint is not None and checkpoint.is_file():
+        first = _restore(checkpoint, model, optimizer, sampler, config, history)
+    else:
+        sampler.hard = np.zeros(0, np.int64)
+    model.train()
+    bar = tqdm(total=config.steps, initial=first, desc=config.name, disable=not progress, mininterval=1.0)
+    try:
+        with deferred_interrupt() as interrupted:
+            for step in range(first, config.steps):
+                if isinstance(model, QuantizedSpotter):
+                    model.observing = model.integer and step < config.observe_share * config.steps
+                if config.mine_every and step and step % config.mine_every == 0:
+                    sampler.hard = _mine(model, sampler, config, step)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step)
+                windows, labels = sampler.batch(step)
+                logits = model(windows)
+                loss = F.cross_entropy(logits, labels)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                if step % 20 == 0 or step == config.steps - 1:
+                    value = float(loss.detach())
+                    if not math.isfinite(value):
+                        raise FloatingPointError(
+                            f"the loss of stage {config.name!r} is {value} at step {step}: lower the learning rate "
+                            f"({config.learning_rate})"
+                        )
+                    history["step"].append(step)
+                    history["loss"].append(value)
+                    history["error"].append(float((logits.argmax(1) != labels).float().mean()))
+                    bar.set_postfix(loss=f"{value:.4f}", refresh=False)
+                bar.update()
+                due = (step + 1) % config.checkpoint_every == 0 or interrupted()
+                if checkpoint is not None and due and step + 1 < config.steps:
+                    _save(checkpoint, model, optimizer, sampler, config, history, step + 1)
+                if interrupted():
+                    raise KeyboardInterrupt
+    finally:
+        bar.close()
+        if isinstance(model, QuantizedSpotter):
+            model.observing = False
+    model.eval()
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return history
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Within the block SIGINT only sets a flag, which the yielded function tells. Main thread only; elsewhere
+    signals do not arrive and the flag stays down."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag.is_set
+        return
+    previous = signal.signal(signal.SIGINT, lambda *_: flag.set())
+    try:
+        yield flag.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def learning_rate(config: StageConfig, step: int) -> float:
+    """Linear warm-up, then a cosine to ``final_rate``."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * done))
+    return config.learning_rate * (config.final_rate + (1 - config.final_rate) * cosine)
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on matrices only, never on gains, biases, scales or batchnorm."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+@torch.no_grad()
+def _mine(model: nn.Module, sampler: WindowSampler, config: StageConfig, step: int) -> np.ndarray:
+    """The ``mine_keep`` highest-scoring of some random negatives: the pool of hard negatives."""
+    ends = sampler.candidates(step, config.mine_candidates)
+    observing = getattr(model, "observing", False)
+    model.eval()
+    if isinstance(model, QuantizedSpotter):
+        model.observing = False
+    scores = []
+    for i in range(0, len(ends), 4096):
+        logits = model(sampler.windows(ends[i : i + 4096])).float()
+        scores.append((logits[:, 1:].max(1).values - logits[:, 0]).cpu().numpy())
+    model.train()
+    if isinstance(model, QuantizedSpotter):
+        model.observing = observing
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    return ends[order[: config.mine_keep]]
+
+
+def _save(path, model, optimizer, sampler, config, history, step) -> None:
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
+    tensors["hard"] = torch.as_tensor(sampler.hard)
+    write_tensors(path, tensors, {"stage": asdict(config), "step": step, "history": history, "seed": sampler.seed})
+
+
+def _restore(path, model, optimizer, sampler, config, history) -> int:
+    tensors, header = read_tensors(path)
+    if header.get("stage") != asdict(config) or header.get("seed") != sampler.seed:
+        raise CheckpointError(f"{path} belongs to another stage or seed; delete it or give this run its own folder")
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is a checkpoint of another model: {error}") from error
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, i, name = key.split(".")
+            state.setdefault(int(i), {})[name] = value
+    whole = optimizer.state_dict()
+    whole["state"] = state
+    optimizer.load_state_dict(whole)
+    sampler.hard = tensors["hard"].numpy()
+    for k in history:
+        history[k] = header["history"][k]
+    return int(header["step"])

@@ -1,0 +1,131 @@
+"""Plans, coverage, and what the two stages do to a model."""
+
+import pytest
+import torch
+
+from kwsbench.models.feedforward import Spotter, SpotterConfig
+from kwsbench.quantizers.attach import (
+    Plan,
+    QuantizedSpotter,
+    WeightPlan,
+    coverage,
+    stage_one_plan,
+    stage_two_plan,
+)
+
+CONFIG = SpotterConfig(("yes",), n_mels=6, stacked_frames=4, hidden=(16, 16))
+
+
+def test_coverage_lists_every_component_of_the_model():
+    rows = coverage(CONFIG, stage_two_plan(WeightPlan("tanh", 5)))
+    names = {r["component"] for r in rows}
+    assert {"input", "layer0.weight", "layer0.bias", "layer0.gain", "layer0.batchnorm", "layer1.output"} <= names
+    assert {"layer2.weight", "layer2.bias", "layer2.output"} <= names
+    assert not any(r["treatment"] == "float" for r in rows)
+    # Nothing trained is missing from the table: weights and biases of 3 layers, gain and batchnorm (gamma, beta,
+    # mean, var) of 2.
+    trained = sum(p.numel() for p in Spotter(CONFIG).parameters())
+    statistics = 2 * 16 * 2
+    listed = sum(torch.Size(r["shape"]).numel() for r in rows if not r["component"].endswith(("input", "output")))
+    assert listed == trained + statistics
+
+
+def test_what_stays_in_float_must_be_said():
+    plan = Plan(WeightPlan("tanh", 5), batchnorm="float")
+    with pytest.raises(ValueError, match=r"left in float: input, layer0\.bias, layer0\.gain.*may_stay_float"):
+        coverage(CONFIG, plan)
+    with pytest.raises(ValueError, match="left in float"):
+        QuantizedSpotter(Spotter(CONFIG), plan)
+    assert coverage(CONFIG, stage_one_plan(WeightPlan("tanh", 5)))
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: WeightPlan("log", 4), "unknown quantizer 'log'; choose one of"),
+        (lambda: WeightPlan("tanh", 9), "bits must be an integer from 1 to 8, got 9"),
+        (lambda: stage_two_plan(WeightPlan("tanh", 4), "fused"), "batchnorm must be one of"),
+        (lambda: stage_two_plan(WeightPlan("tanh", 4), rounding="even"), "rounding must be one of"),
+        (
+            lambda: coverage(CONFIG, stage_two_plan(WeightPlan("tanh", 4), layer_weights={7: WeightPlan("tanh", 1)})),
+            r"the plan names layer 7; this model has layers 0\.\.2",
+        ),
+    ],
+)
+def test_impossible_plans_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_plans_survive_json():
+    plan = stage_two_plan(WeightPlan("tanh", 4, True), "folded", "double", {1: WeightPlan("linear", 8)})
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_mixed_widths_quantize_each_layer_as_planned():
+    plan = stage_two_plan(WeightPlan("tanh", 5), layer_weights={1: WeightPlan("tanh", 1), 2: WeightPlan("linear", 8)})
+    model = QuantizedSpotter(Spotter(CONFIG), plan)
+    assert [(q.method, q.bits) for q in model.weights] == [("tanh", 5), ("tanh", 1), ("linear", 8)]
+
+
+def test_at_eight_bits_everywhere_the_model_stays_close_to_float():
+    torch.manual_seed(0)
+    model = Spotter(CONFIG).eval()
+    windows = torch.randn(512, 4, 6)
+    for form in ("folded", "unfolded"):
+        quantized = QuantizedSpotter(model, stage_two_plan(WeightPlan("linear", 8), form)).eval()
+        quantized.calibrate(windows, input_percentile=100)
+        with torch.no_grad():
+            error = (quantized(windows) - model(windows)).abs().max()
+            assert error < 0.08 * model(windows).abs().max()
+
+
+@pytest.mark.parametrize("form", ["folded", "unfolded"])
+def test_gradients_reach_every_parameter_in_stage_two(form):
+    torch.manual_seed(0)
+    model = QuantizedSpotter(Spotter(CONFIG), stage_two_plan(WeightPlan("tanh", 4), form))
+    windows = torch.randn(256, 4, 6)
+    model.calibrate(windows)
+    torch.nn.functional.cross_entropy(model(windows), torch.randint(0, 2, (256,))).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None, name
+        assert torch.isfinite(p.grad).all(), name
+        assert p.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("form", ["folded", "unfolded"])
+def test_the_straight_through_gradient_is_that_of_the_float_layer(form):
+    """Against the float model with the same quantized weights, at 8 bits, where the two forwards nearly agree."""
+    torch.manual_seed(1)
+    model = Spotter(CONFIG).eval()
+    windows = torch.randn(400, 4, 6)
+    quantized = QuantizedSpotter(model, stage_two_plan(WeightPlan("linear", 8), form)).eval()
+    quantized.calibrate(windows, input_percentile=100)
+    upstream = torch.randn(400, 2)
+    (quantized(windows) * upstream).sum().backward()
+    (model(windows) * upstream).sum().backward()
+    for i in range(3):
+        mine, theirs = quantized.weights[i].weight.grad.flatten(), model.dense[i].weight.grad.flatten()
+        assert torch.nn.functional.cosine_similarity(mine, theirs, dim=0) > 0.98
+    for mine, theirs in ((quantized.norms[0].gamma.grad, model.norms[0].gamma.grad),):
+        assert torch.nn.functional.cosine_similarity(mine, theirs, dim=0) > 0.98
+
+
+def test_observing_moves_statistics_and_ranges_and_freezing_stops_it():
+    torch.manual_seed(0)
+    model = QuantizedSpotter(Spotter(CONFIG), stage_two_plan(WeightPlan("tanh", 4)))
+    windows = 3 * torch.randn(256, 4, 6)
+    model.calibrate(windows)
+    before = [b.clone() for b in (model.norms[0].mean, model.norms[0].var, model.output_ranges)]
+    model(windows)
+    assert all(torch.equal(a, b) for a, b in zip(before, (model.norms[0].mean, model.norms[0].var, model.output_ranges)))
+    model.observing = True
+    model(windows)
+    after = (model.norms[0].mean, model.norms[0].var, model.output_ranges)
+    assert not any(torch.equal(a, b) for a, b in zip(before, after))
+
+
+def test_changing_the_weights_between_stages_is_refused():
+    model = QuantizedSpotter(Spotter(CONFIG), stage_one_plan(WeightPlan("tanh", 4)))
+    with pytest.raises(ValueError, match="changes the weights of layer 0"):
+        model.replan(stage_two_plan(WeightPlan("tanh", 5)))
