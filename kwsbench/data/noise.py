@@ -29,9 +29,12 @@ def tonal_noise(n_samples: int, rng: np.random.Generator) -> np.ndarray:
     for _ in range(rng.integers(1, 4)):
         base_hz = 50 * 16 ** rng.random()
         swell = 1 + 0.5 * np.sin(2 * np.pi * (rng.uniform(0.1, 3) * seconds + rng.random()))
+        base = np.exp(2j * np.pi * base_hz * seconds)
+        tone, series = np.ones_like(base), np.zeros_like(base)
         for harmonic in range(1, rng.integers(2, 9)):
-            tone = np.sin(2 * np.pi * (harmonic * base_hz * seconds + rng.random()))
-            tones += rng.random() / harmonic * swell * tone
+            tone *= base
+            series += rng.random() / harmonic * np.exp(2j * np.pi * rng.random()) * tone
+        tones += swell * series.real
     return unit_power(unit_power(tones) + 10 ** (-15 / 20) * coloured_noise(n_samples, 1.0, rng))
 
 
