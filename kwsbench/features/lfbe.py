@@ -171,12 +171,12 @@ def _cut_loop(samples, start, stride, window, preemphasis, rows):
         at = start + f * stride
         total = 0.0
         for i in range(n):
-            total += samples[at + i]
+            total += float(samples[at + i])
         mean = total / n
         # Kaldi's pre-emphasis lets the first sample stand for the one before it.
-        before = samples[at] - mean
+        before = float(samples[at]) - mean
         for i in range(n):
-            x = samples[at + i] - mean
+            x = float(samples[at + i]) - mean
             rows[f, i] = (x - preemphasis * before) * INT16_SCALE * window[i]
             before = x
 
