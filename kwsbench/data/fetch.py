@@ -32,7 +32,7 @@ class FetchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar.gz on the web: its published SHA-256 and size, its size unpacked (about), the folder to unpack to."""
+    """A tar.gz on the web: its published SHA-256 and size, its size unpacked (about), where to unpack it."""
 
     url: str
     sha256: str
