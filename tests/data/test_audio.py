@@ -58,7 +58,7 @@ def test_a_file_cut_short_is_truncated(tmp_path, suffix, kept):
     read_audio(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * kept)])
-    with pytest.raises(AudioError, match="truncated|decoded|unreadable|zero-length") as caught:
+    with pytest.raises(AudioError, match=r"truncated|decoded|unreadable|zero-length") as caught:
         read_audio(path)
     assert caught.value.path == str(path) and caught.value.reason in str(caught.value)
 
