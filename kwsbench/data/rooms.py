@@ -138,7 +138,7 @@ def _impulse_response(
     start = direct - LEAD_IN_SAMPLES
     rir = room.rir[0][0][start : direct + int(DECAY_KEPT * rt60_seconds * SAMPLE_RATE)]
     seconds = np.arange(len(rir)) / SAMPLE_RATE
-    for _ in range(2):
+    for _ in range(5):
         excess = 1 / rt60_seconds - 1 / rt60_by_schroeder(rir)
         rir = rir * np.exp(-3 * np.log(10) * excess * seconds)
     return (rir / rir[LEAD_IN_SAMPLES]).astype(np.float32), LEAD_IN_SAMPLES
