@@ -9,6 +9,7 @@ import html
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from typing import Any
 from xml.etree import ElementTree
 
 from latex2mathml.converter import convert_to_element
@@ -53,7 +54,16 @@ def _renderer() -> MarkdownIt:
         double_inline=True,
         renderer=lambda latex, options: math_to_mathml(latex, options["display_mode"]),
     )
+    md.add_render_rule("image", _image)
     return md
+
+
+def _image(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    """An image that the page itself carries; any other would be fetched, so its text stands for it."""
+    token = tokens[index]
+    if str(token.attrs["src"]).startswith("data:image/"):
+        return renderer.image(tokens, index, options, env)
+    return f"[{html.escape(token.content)}]"
 
 
 MARKDOWN = _renderer()
@@ -74,11 +84,6 @@ def render(tokens: Sequence[Token]) -> str:
 
 def markdown_to_html(text: str) -> str:
     return render(parse(text))
-
-
-def heading_text(inline: Token) -> str:
-    """What a heading says, without markup."""
-    return "".join(t.content for t in inline.children or [])
 
 
 class _Cleaner(HTMLParser):

@@ -58,10 +58,15 @@ class _ThisInterpreter(KernelSpecManager):
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         return KernelSpec(
-            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            # Quiet: at shutdown ipykernel now and then logs its own interrupt as an error.
+            argv=[
+                *(sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"),
+                "--IPKernelApp.log_level=CRITICAL",
+            ],
             display_name="kwsbench",
             language="python",
             env={"PYTHONUNBUFFERED": "1", "PLOTLY_RENDERER": "plotly_mimetype"},
+            metadata={"supported_encryption": "curve"},
         )
 
 
@@ -69,6 +74,10 @@ class _Kernel(AsyncKernelManager):
     @default("kernel_spec_manager")
     def _only_this_interpreter(self) -> KernelSpecManager:
         return _ThisInterpreter(parent=self)
+
+    @default("transport_encryption")
+    def _sealed(self) -> str:
+        return "auto"  # other users of this machine could read the kernel's sockets
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -82,13 +91,13 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
 
 
 def notebook_title(notebook: nbformat.NotebookNode, fallback: str) -> str:
-    """The text of the first level-one heading."""
+    """The first level-one heading, as its Markdown inline source."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             tokens = MarkdownIt("commonmark").parse(cell.source)
             for heading, inline in itertools.pairwise(tokens):
                 if heading.type == "heading_open" and heading.tag == "h1":
-                    return "".join(t.content for t in inline.children or [])
+                    return inline.content
     return fallback
 
 
@@ -223,5 +232,6 @@ def _key_figures(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for cell in nbformat.read(path, as_version=4).cells:
         for output in cell.get("outputs", []):
-            found.update(output.get("data", {}).get(KEY_FIGURES_MIME, {}))
+            published = output.get("data", {}).get(KEY_FIGURES_MIME, {"figures": []})
+            found.update({row["name"]: row["value"] for row in published["figures"]})
     return found

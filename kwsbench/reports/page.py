@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import json
+import math
 import os
 import re
 import shutil
@@ -105,7 +106,13 @@ def _template(name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(shown=shown, spaced=lambda name: name.replace("_", " "), duration=duration)
+    environment.filters.update(
+        shown=shown,
+        duration=duration,
+        inline=_inline,
+        plain=lambda text: re.sub(r"[$`*\\]", "", text),
+        spaced=lambda name: name.replace("_", " "),
+    )
     return environment.get_template(name)
 
 
@@ -120,6 +127,11 @@ def shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(shown(v) for v in value)
     return "(empty)" if value == "" else str(value)
+
+
+def _inline(text: str) -> Markup:
+    """A line of Markdown (a title, a caption)."""
+    return Markup(markdown.MARKDOWN.renderInline(text))
 
 
 def duration(seconds: float) -> str:
@@ -155,7 +167,7 @@ def _blocks(notebook: nbformat.NotebookNode) -> tuple[list[Block], list[tuple[st
                 if heading.type == "heading_open" and heading.tag in ("h1", "h2"):
                     anchor = f"part-{len(contents) + 1}"
                     heading.attrSet("id", anchor)
-                    contents.append((anchor, markdown.heading_text(inline)))
+                    contents.append((anchor, inline.content))
             if tokens:
                 blocks.append(Block("prose", Markup(markdown.render(tokens))))
         elif cell.cell_type == "code":
@@ -214,7 +226,7 @@ def _add_output(blocks: list[Block], output: nbformat.NotebookNode) -> None:
 
 def _caption(blocks: list[Block], text: str) -> None:
     """Give the caption to the figure, table or image just before it."""
-    body = Markup(markdown.MARKDOWN.renderInline(text.removeprefix("*").removesuffix("*")))
+    body = _inline(text.removeprefix("*").removesuffix("*"))
     if blocks and blocks[-1].kind in ("figure", "table", "image") and not blocks[-1].caption:
         last = blocks.pop()
         blocks.append(Block(last.kind, last.body, body, last.label, last.title, last.number))
@@ -235,8 +247,8 @@ def _figure(figure: dict[str, Any], number: int) -> Block:
         else t
         for t in figure.get("data", [])
     ]
-    text = json.dumps({"data": traces, "layout": layout}, allow_nan=False)
-    for character in "<>&\u2028\u2029":
+    text = json.dumps(_finite({"data": traces, "layout": layout}), allow_nan=False)
+    for character in "<>&":  # nothing in it can end the script element
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Block(
         "figure",
@@ -245,6 +257,15 @@ def _figure(figure: dict[str, Any], number: int) -> Block:
         title=title,
         number=number,
     )
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities as null: JSON has none, Plotly leaves a gap."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _title_text(part: dict[str, Any]) -> str:

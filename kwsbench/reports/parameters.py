@@ -162,7 +162,8 @@ def _matches(value: Any, node: ast.expr, where: str) -> bool:
 def _parse(text: str, node: ast.expr) -> Any:
     """The text as a value of the annotated type, or the text itself where it is none (then refused)."""
     if isinstance(node, ast.BinOp):
-        for option in (node.left, node.right):
+        # str takes any text, so it is asked last
+        for option in sorted((node.left, node.right), key=lambda o: ast.unparse(o) == "str"):
             value = _parse(text, option)
             if _matches(value, option, text):
                 return value

@@ -51,8 +51,10 @@ def publish(**figures: int | float | str | bool) -> None:
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"key figure {name} is NaN; publish what was measured, or leave it out")
         plain[name] = str(value) if isinstance(value, float) and math.isinf(value) else value
+    # A list, since notebooks sort the keys of objects.
+    rows = [{"name": name, "value": value} for name, value in plain.items()]
     text = "\n".join(f"{name}: {value}" for name, value in plain.items())
-    display({KEY_FIGURES_MIME: plain, "text/plain": text}, raw=True)
+    display({KEY_FIGURES_MIME: {"figures": rows}, "text/plain": text}, raw=True)
 
 
 def _caption(text: str) -> None:

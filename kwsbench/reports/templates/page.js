@@ -37,6 +37,9 @@
     layout.plot_bgcolor = "rgba(0,0,0,0)";
     layout.font = { ...layout.font, color: ink, size: width < NARROW_PX ? 12 : 14 };
     layout.legend = { ...layout.legend, bgcolor: "rgba(0,0,0,0)" };
+    layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: colour("--quiet"), activecolor: ink };
+    layout.height = layout.height || (width < NARROW_PX ? 360 : 420);
+    for (const note of layout.annotations || []) note.arrowcolor = note.arrowcolor || ink;
     const axes = Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key));
     for (const key of new Set([...axes, "xaxis", "yaxis"])) {
       layout[key] = { ...layout[key], gridcolor: grid, linecolor: grid, zerolinecolor: grid, automargin: true };
@@ -48,7 +51,7 @@
       layout.legend = {
         ...layout.legend, orientation: "h", x: 0, xanchor: "left", y: 0, yref: "container", yanchor: "bottom",
       };
-      if (entries > 1) layout.height = (layout.height || 400) + 22 * entries;
+      if (entries > 1) layout.height += 22 * entries;
     }
     return { data, layout };
   };
@@ -60,7 +63,9 @@
     const { data, layout } = styled(figure, plot.clientWidth);
     try {
       await Plotly.react(plot, data, layout, {
-        responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"],
+        // Plotly's own set of buttons can upload the figure; these cannot.
+        modeBarButtons: [["toImage"], ["zoom2d", "pan2d", "resetScale2d"]],
+        responsive: true, displaylogo: false, displayModeBar: "hover", plotlyServerURL: "", showSendToCloud: false,
       });
       plot.dataset.drawn = "true";
     } catch (error) {
