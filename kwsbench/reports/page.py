@@ -9,6 +9,7 @@ page and are drawn by ``page.js``; what comes from names, parameters and noteboo
 from __future__ import annotations
 
 import base64
+import html
 import importlib.resources
 import json
 import math
@@ -274,7 +275,9 @@ def _title_text(part: dict[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"\s*<br\s*/?>\s*", " – ", re.sub(r"</?(b|i|sub|sup|span|em|u|a)\b[^>]*>", "", text))
+    """Plotly's text without its markup and entities."""
+    lines = re.sub(r"\s*<br\s*/?>\s*", " – ", re.sub(r"</?(b|i|sub|sup|span|em|u|a)\b[^>]*>", "", text))
+    return html.unescape(lines)
 
 
 def _describe(title: str, layout: dict[str, Any], traces: list[dict[str, Any]]) -> str:

@@ -6,7 +6,9 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-  // Ink drawn for white paper is unreadable on dark paper: dark greys become the page's ink.
+  const HOUSE_INK = "#767676"; // reports.style draws with it where the paper is unknown
+
+  // Ink drawn for white paper is unreadable on dark paper: there, dark greys become the page's ink too.
   const isDarkGrey = (text) => {
     if (/^black$/i.test(text)) return true;
     const short = /^#([0-9a-f])([0-9a-f])([0-9a-f])$/i.exec(text);
@@ -19,7 +21,10 @@
     return parts !== null && Math.max(...parts) < 0x66 && Math.max(...parts) - Math.min(...parts) < 0x20;
   };
   const inked = (value, key, ink) => {
-    if (typeof value === "string") return /color$/i.test(key) && isDarkGrey(value) ? ink : value;
+    if (typeof value === "string") {
+      const replaced = value === HOUSE_INK || (dark.matches && isDarkGrey(value));
+      return /color$/i.test(key) && replaced ? ink : value;
+    }
     if (Array.isArray(value)) return value.map((item) => inked(item, key, ink));
     if (value && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, inked(v, k, ink)]));
@@ -30,8 +35,7 @@
   const styled = (figure, width) => {
     const ink = colour("--ink");
     const grid = colour("--grid");
-    const source = JSON.parse(figure);
-    const { data, layout } = dark.matches ? inked(source, "", ink) : source;
+    const { data, layout } = inked(JSON.parse(figure), "", ink);
     layout.autosize = true;
     layout.paper_bgcolor = "rgba(0,0,0,0)";
     layout.plot_bgcolor = "rgba(0,0,0,0)";
@@ -44,7 +48,8 @@
     for (const key of new Set([...axes, "xaxis", "yaxis"])) {
       layout[key] = { ...layout[key], gridcolor: grid, linecolor: grid, zerolinecolor: grid, automargin: true };
     }
-    layout.margin = { t: 20, r: 10, ...layout.margin };
+    // The title stands above the plot as text of the page.
+    layout.margin = { r: 10, ...layout.margin, t: Math.min(28, layout.margin?.t ?? 28) };
     if (width < NARROW_PX) {
       const entries = data.filter((trace) => trace.showlegend !== false && trace.name).length;
       layout.margin = { ...layout.margin, l: 10, r: 10 };
