@@ -39,7 +39,13 @@ class Unfolded:
 
 
 def fold(
-    g: np.ndarray, offset: np.ndarray, weight_step: np.ndarray, s_x: float, s_y: float, grid: str, gemm_bound: int
+    g: np.ndarray,
+    offset: np.ndarray,
+    weight_step: np.ndarray,
+    s_x: float,
+    s_y: float,
+    grid: str,
+    gemm_bound: int,
 ) -> Folded:
     """Section 2. ``g``, ``offset`` float64 ``[N]``, ``weight_step`` ``[1]`` or ``[N]``.
 

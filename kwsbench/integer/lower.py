@@ -71,7 +71,7 @@ def prove(name: str, codes: np.ndarray, bias: np.ndarray, max_abs_input: int, ma
 
 
 def _hidden(model: QuantizedSpotter, i: int, s_x: float, largest_input: int) -> Layer:
-    quantizer = model.weights[i]
+    quantizer = model.quantizer(i)
     constants = model.constants(i, s_x)
     name = f"layer{i}"
     if isinstance(constants, folding.Folded):
@@ -113,7 +113,7 @@ def _hidden(model: QuantizedSpotter, i: int, s_x: float, largest_input: int) -> 
 
 
 def _output(model: QuantizedSpotter, s_x: float) -> OutputDense:
-    quantizer = model.weights[-1]
+    quantizer = model.quantizer(-1)
     name = f"layer{len(model.norms)}"
     codes = _array(quantizer.codes()).astype(np.int8)
     unit = _array(s_x * quantizer.step())

@@ -117,7 +117,10 @@ class Program:
 
     def save(self, path: str | Path) -> None:
         """Write to a temporary name, then rename."""
-        tensors: dict[str, np.ndarray] = {"input.mean": self.input.mean, "input.inverse_std": self.input.inverse_std}
+        tensors: dict[str, np.ndarray] = {
+            "input.mean": self.input.mean,
+            "input.inverse_std": self.input.inverse_std,
+        }
         headers = []
         for i, layer in enumerate(self.layers):
             header: dict[str, Any] = {"kind": layer.kind}
@@ -158,7 +161,7 @@ def load_program(path: str | Path) -> Program:
     try:
         with safe_open(str(path), framework="numpy") as f:
             meta = json.loads((f.metadata() or {}).get("kwsbench", "null"))
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is truncated or not a safetensors file ({error}); write it again") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:

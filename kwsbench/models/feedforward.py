@@ -12,6 +12,7 @@ Running means and variances and the input normalisation are statistics, not trai
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,9 +79,9 @@ class ChannelNorm(nn.Module):
     def forward(self, a: torch.Tensor) -> torch.Tensor:
         """``a`` is ``[..., channels]``; in training mode by the batch's own statistics."""
         flat = a.reshape(-1, a.shape[-1])
-        z = F.batch_norm(
-            flat, self.mean, self.var, self.gamma, self.beta, self.training, MOMENTUM, EPSILON
-        ).reshape(a.shape)
+        z = F.batch_norm(flat, self.mean, self.var, self.gamma, self.beta, self.training, MOMENTUM, EPSILON).reshape(
+            a.shape
+        )
         return self.gain * z
 
     def observe(self, a: torch.Tensor) -> None:
@@ -101,7 +102,7 @@ class Spotter(nn.Module):
         self.config = config
         sizes = config.sizes
         generator = torch.Generator().manual_seed(seed)
-        self.dense = nn.ModuleList(nn.Linear(k, n) for k, n in zip(sizes[:-1], sizes[1:]))
+        self.dense = nn.ModuleList(nn.Linear(k, n) for k, n in itertools.pairwise(sizes))
         self.norms = nn.ModuleList(ChannelNorm(n) for n in config.hidden)
         for layer in self.dense:
             assert isinstance(layer, nn.Linear)

@@ -26,7 +26,7 @@ from kwsbench.arithmetic import fixedpoint, folding
 from kwsbench.arithmetic.codebook import check_bits
 from kwsbench.models.feedforward import EPSILON, ChannelNorm, Spotter, SpotterConfig
 from kwsbench.models.streaming import fresh_ring, stack_frames
-from kwsbench.quantizers import QUANTIZERS
+from kwsbench.quantizers import QUANTIZERS, WeightQuantizer
 from kwsbench.quantizers.gradients import straight_through
 
 RANGE_MOMENTUM = 0.01  # an EMA of 0.99 of the largest activation
@@ -122,7 +122,12 @@ def coverage(config: SpotterConfig, plan: Plan) -> list[dict[str, Any]]:
     rest = plan.batchnorm != "float"
     codes_or_int32 = {"unfolded": 8, "folded": 32, "float": 32}[plan.batchnorm]
     rows: list[dict[str, Any]] = [
-        _row("input", (config.stacked_frames, config.n_mels), "linear int8" if rest else "float", 8 if rest else 32)
+        _row(
+            "input",
+            (config.stacked_frames, config.n_mels),
+            "linear int8" if rest else "float",
+            8 if rest else 32,
+        )
     ]
     for i, (k, n) in enumerate(zip(config.sizes[:-1], config.sizes[1:])):
         w = plan.weights_of(i)
@@ -152,9 +157,7 @@ def coverage(config: SpotterConfig, plan: Plan) -> list[dict[str, Any]]:
         if r["treatment"] == "float" and not any(fnmatch.fnmatch(r["component"], p) for p in plan.may_stay_float)
     ]
     if left:
-        raise ValueError(
-            f"left in float: {', '.join(left)}. Quantize them in the plan, or list them in may_stay_float"
-        )
+        raise ValueError(f"left in float: {', '.join(left)}. Quantize them in the plan, or list them in may_stay_float")
     return rows
 
 
@@ -187,7 +190,7 @@ class QuantizedSpotter(nn.Module):
             w = plan.weights_of(i)
             if w is None:
                 raise ValueError(f"layer {i} has no weight quantizer; a quantized spotter quantizes every layer")
-            self.weights.append(QUANTIZERS[w.method](dense.weight, w.bits, w.per_channel))
+            self.weights.append(QUANTIZERS[w.method](dense.weight, w.bits, w.per_channel))  # type: ignore[call-arg]
             self.biases.append(nn.Parameter(dense.bias.detach().clone()))
         self.norms = nn.ModuleList(ChannelNorm(n) for n in model.config.hidden)
         self.norms.load_state_dict(model.norms.state_dict())
@@ -204,8 +207,8 @@ class QuantizedSpotter(nn.Module):
     def replan(self, plan: Plan) -> None:
         """Keep the weights, change the treatment of the rest (stage 1 -> stage 2)."""
         coverage(self.config, plan)
-        for i, quantizer in enumerate(self.weights):
-            w = plan.weights_of(i)
+        for i in range(len(self.weights)):
+            w, quantizer = plan.weights_of(i), self.quantizer(i)
             if w is None or (w.method, w.bits, w.per_channel) != (
                 quantizer.method,
                 quantizer.bits,
@@ -222,15 +225,26 @@ class QuantizedSpotter(nn.Module):
         rank = max(1, int(input_percentile / 100 * magnitude.numel()))
         self.input_scale.fill_(float(magnitude.kthvalue(rank).values) / 127)
         x = x.flatten(1)
-        for i, norm in enumerate(self.norms):
+        for i in range(len(self.norms)):
             a = F.linear(x, self.weight(i), self.biases[i])
-            x = F.relu(self._affine(norm, a))
+            x = F.relu(self._affine(self.norm(i), a))
             self.output_ranges[i] = x.max().clamp_min(1e-3)
 
     def weight(self, layer: int) -> torch.Tensor:
         """Quantized weights of a layer, ``step * codes``, float32 ``[N, K]``."""
+        return self.quantizer(layer).quantized()
+
+    def quantizer(self, layer: int) -> WeightQuantizer:
+        """The weight quantizer of a layer."""
         quantizer = self.weights[layer]
-        return quantizer.step()[:, None] * quantizer.codes()
+        assert isinstance(quantizer, WeightQuantizer)
+        return quantizer
+
+    def norm(self, layer: int) -> ChannelNorm:
+        """Batchnorm and gain of a hidden layer."""
+        norm = self.norms[layer]
+        assert isinstance(norm, ChannelNorm)
+        return norm
 
     def fresh(self, batch: int = 1) -> torch.Tensor:
         """State before the first frame: ``[batch, stacked_frames - 1, n_mels]``."""
@@ -268,29 +282,31 @@ class QuantizedSpotter(nn.Module):
                 taps.append(x.detach())
         return self._output(x, s_x, taps)
 
-    def folding(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def gain_and_offset(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """``g`` and the offset ``o`` of a hidden layer, float32 ``[N]``, from the running statistics."""
-        norm = self.norms[layer]
+        norm = self.norm(layer)
         g = norm.gain * norm.gamma / torch.sqrt(norm.var + EPSILON)
         return g, norm.gain * norm.beta + g * (self.biases[layer] - norm.mean)
 
     def folded_codes(self, layer: int, row_factor: torch.Tensor) -> torch.Tensor:
         """Codes with each row's sign (or zero) applied; two's complement first gives up its lowest code."""
-        codes = self.weights[layer].codes()
-        if self.weights[layer].grid == "twos_complement":
-            highest = float(self.weights[layer].codebook.levels[-1])
+        codes = self.quantizer(layer).codes()
+        if self.quantizer(layer).grid == "twos_complement":
+            highest = float(self.quantizer(layer).codebook.levels[-1])
             codes = torch.where(row_factor[:, None] < 0, codes.clamp(min=-highest), codes)
         return codes * row_factor[:, None]
 
     def constants(self, layer: int, s_x: float) -> folding.Folded | folding.Unfolded:
         """Integer constants of a hidden layer from the current parameters."""
-        g, offset = (t.detach().cpu().double().numpy() for t in self.folding(layer))
-        step = self.weights[layer].step().detach().cpu().double().numpy()
+        g, offset = (t.detach().cpu().double().numpy() for t in self.gain_and_offset(layer))
+        step = self.quantizer(layer).step().detach().cpu().double().numpy()
         s_y = self.output_scale(layer)
         if self.plan.batchnorm == "unfolded":
             return folding.unfold(g, offset, step, s_x, s_y)
-        quantizer = self.weights[layer]
-        bound = int(np.max(np.abs(quantizer.codebook.levels / quantizer.codebook.step))) * 128 * self.config.sizes[layer]
+        quantizer = self.quantizer(layer)
+        bound = (
+            int(np.max(np.abs(quantizer.codebook.levels / quantizer.codebook.step))) * 128 * self.config.sizes[layer]
+        )
         return folding.fold(g, offset, step, s_x, s_y, quantizer.grid, bound)
 
     def output_scale(self, layer: int) -> float:
@@ -302,8 +318,8 @@ class QuantizedSpotter(nn.Module):
             self._observe(layer, x.detach(), s_x)
         constants = self.constants(layer, s_x)
         s_y = self.output_scale(layer)
-        g, offset = self.folding(layer)
-        step = self.weights[layer].step()
+        g, offset = self.gain_and_offset(layer)
+        step = self.quantizer(layer).step()
         if isinstance(constants, folding.Folded):
             factor = _tensor(constants.row_factor, x).to(x.dtype)
             acc = F.linear(x, self.folded_codes(layer, factor))
@@ -317,7 +333,7 @@ class QuantizedSpotter(nn.Module):
             )
             z = acc * (step * s_x * g.abs()) + offset
         else:
-            acc = F.linear(x, self.weights[layer].codes())
+            acc = F.linear(x, self.quantizer(layer).codes())
             exact = fixedpoint.requantize_unfolded(
                 _to_int(acc),
                 _tensor(constants.gain_codes, x),
@@ -332,7 +348,7 @@ class QuantizedSpotter(nn.Module):
         return straight_through((z / s_y).clamp(0, 127), exact), s_y
 
     def _output(self, x: torch.Tensor, s_x: float, taps: list[torch.Tensor] | None) -> torch.Tensor:
-        quantizer = self.weights[-1]
+        quantizer = self.quantizer(-1)
         unit = s_x * quantizer.step()
         bias = folding.output_bias(
             self.biases[-1].detach().cpu().double().numpy(),
@@ -348,13 +364,13 @@ class QuantizedSpotter(nn.Module):
     @torch.no_grad()
     def _observe(self, layer: int, x: torch.Tensor, s_x: float) -> None:
         """Batchnorm statistics and the output range follow the batch, as in float training."""
-        norm = self.norms[layer]
-        a = F.linear(x, self.weights[layer].codes()) * (self.weights[layer].step() * s_x) + self.biases[layer]
+        norm = self.norm(layer)
+        a = F.linear(x, self.quantizer(layer).codes()) * (self.quantizer(layer).step() * s_x) + self.biases[layer]
         norm.observe(a)
         peak = self._affine(norm, a).max().clamp_min(1e-3)
         self.output_ranges[layer].lerp_(peak, RANGE_MOMENTUM)
 
-    def _affine(self, norm: nn.Module, a: torch.Tensor) -> torch.Tensor:
+    def _affine(self, norm: ChannelNorm, a: torch.Tensor) -> torch.Tensor:
         g = norm.gain * norm.gamma / torch.sqrt(norm.var + EPSILON)
         return norm.gain * norm.beta + g * (a - norm.mean)
 

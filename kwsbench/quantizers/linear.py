@@ -15,6 +15,7 @@ from torch import nn
 from kwsbench.arithmetic.codebook import Codebook, check_bits, integer_codebook
 from kwsbench.quantizers.gradients import scale_gradient, straight_through
 from kwsbench.quantizers.scales import lsq_scale, max_abs_scale, mean_abs_scale
+from kwsbench.quantizers.weight import WeightQuantizer
 
 
 def linear_codebook(bits: int) -> Codebook:
@@ -35,7 +36,7 @@ def linear_grid(bits: int) -> str:
     return {1: "binary", 8: "symmetric"}.get(bits, "twos_complement")
 
 
-class LinearWeight(nn.Module):
+class LinearWeight(WeightQuantizer):
     """Weight ``[N, K]`` quantized linearly with a learned step (one, or one per row)."""
 
     method = "linear"

@@ -24,6 +24,7 @@ from torch import nn
 from kwsbench.arithmetic.codebook import Codebook, check_bits, integer_codebook
 from kwsbench.quantizers.gradients import straight_through
 from kwsbench.quantizers.scales import mean_abs_scale, mse_scale
+from kwsbench.quantizers.weight import WeightQuantizer
 
 # atanh of the clip: latent values start at most this far out, where tanh' is still 0.02.
 ATANH_CLIP = 0.99
@@ -47,7 +48,7 @@ def odd_grid(bits: int) -> str:
     return {1: "binary", 8: "symmetric"}.get(bits, "odd")
 
 
-class TanhWeight(nn.Module):
+class TanhWeight(WeightQuantizer):
     """SWD: weight ``[N, K]`` as ``s tanh(P)`` on an odd grid."""
 
     method = "tanh"
@@ -84,7 +85,7 @@ class TanhWeight(nn.Module):
         return torch.exp(self.log_scale)[:, None] * torch.tanh(self.latent_weight)
 
 
-class DorefaWeight(nn.Module):
+class DorefaWeight(WeightQuantizer):
     """DoReFa: the odd grid on ``tanh(w) / max|tanh(w)|``, with a trained scale."""
 
     method = "dorefa"

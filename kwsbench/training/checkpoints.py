@@ -47,7 +47,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         with safe_open(str(path), framework="pt") as f:
             header = json.loads((f.metadata() or {}).get("kwsbench", "null"))
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path} is truncated or not a safetensors file ({error}); delete it and train again"
@@ -77,12 +77,11 @@ def load_model(path: str | Path, expect: SpotterConfig | None = None) -> Spotter
         raise CheckpointError(f"{path} holds training state, not a model")
     config = SpotterConfig.from_json(header["config"])
     if expect is not None and config != expect:
-        raise CheckpointError(
-            f"{path} is a checkpoint of another model: it has {config}, this run expects {expect}"
-        )
-    model: Spotter | QuantizedSpotter = Spotter(config)
+        raise CheckpointError(f"{path} is a checkpoint of another model: it has {config}, this run expects {expect}")
+    float_model = Spotter(config)
+    model: Spotter | QuantizedSpotter = float_model
     if header["plan"] is not None:
-        model = QuantizedSpotter(model, Plan.from_json(header["plan"]))
+        model = QuantizedSpotter(float_model, Plan.from_json(header["plan"]))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

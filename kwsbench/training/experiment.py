@@ -22,7 +22,8 @@ import torch
 
 from kwsbench.data.batches import FeatureBank, LabelRule, build_bank
 from kwsbench.data.corpora import Corpus, open_corpus
-from kwsbench.data.mixing import MixRecipe
+from kwsbench.data.mixing import MixRecipe, training_recipe
+from kwsbench.data.synth import RECIPES, synthesize
 from kwsbench.features.lfbe import LfbeConfig
 from kwsbench.integer import run as integer_run
 from kwsbench.integer.lower import lower
@@ -87,7 +88,7 @@ class ExperimentSpec:
     data: str
     keywords: tuple[str, ...]
     profile: Profile
-    train_mix: MixRecipe = MixRecipe(partial=0.1)
+    train_mix: MixRecipe = training_recipe(MixRecipe())
     eval_mix: MixRecipe = MixRecipe()
     features: LfbeConfig = LfbeConfig()
     labels: LabelRule = LabelRule()
@@ -101,6 +102,42 @@ class ExperimentSpec:
     @property
     def model(self) -> SpotterConfig:
         return SpotterConfig(self.keywords, self.features.n_mels, self.stacked_frames, self.hidden)
+
+
+def open_experiment(
+    root: str | Path,
+    data: str = "",
+    keyword: str = "computer",
+    profile: str = "default",
+    batchnorm: str = "unfolded",
+    progress: bool = True,
+    workers: int = 2,
+) -> Experiment:
+    """An experiment on recordings (``data``: a corpus folder) or, with ``data=""``, on the embedded synthetic corpus.
+
+    Recordings are tested at SNR 10 to 30 dB (they bring noise of their own), synthetic speech at 5 to 25 dB.
+
+    Raises:
+        ValueError, FileNotFoundError: an unknown profile, or a corpus that cannot serve (see data.corpora).
+        PermissionError: ``root`` cannot be written.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; choose one of {sorted(PROFILES)}")
+    root = Path(root)
+    check_writable(root)
+    if data:
+        train_mix = training_recipe(MixRecipe(snr_db=(5.0, 30.0)))
+        eval_mix = MixRecipe(snr_db=(10.0, 30.0))
+    else:
+        recipe = replace(RECIPES["smoke" if profile == "smoke" else "default"], keyword=keyword)
+        data = str(synthesize(recipe, root / "corpora", workers, progress).root)
+        train_mix, eval_mix = training_recipe(MixRecipe()), MixRecipe()
+    spec = ExperimentSpec(
+        data, (keyword,), PROFILES[profile], train_mix=train_mix, eval_mix=eval_mix, batchnorm=batchnorm
+    )
+    experiment = Experiment(spec, root, progress, workers)
+    experiment.corpus  # noqa: B018 (opened now: bad corpora are refused before any work)
+    return experiment
 
 
 @dataclass(frozen=True)
@@ -227,9 +264,7 @@ class Experiment:
             lower(model, self.spec.features.frame_seconds, metadata).save(file)
         return load_program(file)
 
-    def _make(
-        self, system: System, checkpoint: Path
-    ) -> tuple[Spotter | QuantizedSpotter, dict[str, list[float]]]:
+    def _make(self, system: System, checkpoint: Path) -> tuple[Spotter | QuantizedSpotter, dict[str, list[float]]]:
         p, sampler = self.spec.profile, self.sampler(system.seed)
         if system.kind == "float":
             return stages.train_float(self.spec.model, sampler, p.float_stage, system.seed, checkpoint, self.progress)

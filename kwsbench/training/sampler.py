@@ -36,9 +36,7 @@ class WindowSampler:
         ValueError: the bank has no positive or no negative window.
     """
 
-    def __init__(
-        self, bank: FeatureBank, stacked_frames: int, config: SamplerConfig, seed: int, device: str = "cpu"
-    ):
+    def __init__(self, bank: FeatureBank, stacked_frames: int, config: SamplerConfig, seed: int, device: str = "cpu"):
         self.config, self.seed, self.stacked_frames = config, seed, stacked_frames
         self.mean = bank.features.mean(axis=0, dtype=np.float64).astype(np.float32)
         self.std = np.maximum(bank.features.std(axis=0, dtype=np.float64), 1e-3).astype(np.float32)

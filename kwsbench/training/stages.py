@@ -27,7 +27,12 @@ History = dict[str, list[float]]
 
 
 def train_float(
-    config: SpotterConfig, sampler: WindowSampler, stage: StageConfig, seed: int, checkpoint: Path | None, progress: bool
+    config: SpotterConfig,
+    sampler: WindowSampler,
+    stage: StageConfig,
+    seed: int,
+    checkpoint: Path | None,
+    progress: bool,
 ) -> tuple[Spotter, History]:
     """A float spotter from scratch; input normalisation from the training bank."""
     model = Spotter(config, seed)

@@ -75,9 +75,7 @@ def test_unfolded_equals_its_equation(acc, a, b, m1, m2, s):
     clamped = min(max(exact, -128), 127)
     got = fp.requantize_unfolded(np.array([acc]), np.array([a]), np.array([b]), m1, m2, s, -128, 127)
     assert got[0] == clamped
-    in_torch = fp.requantize_unfolded(
-        torch.tensor([acc]), torch.tensor([a]), torch.tensor([b]), m1, m2, s, -128, 127
-    )
+    in_torch = fp.requantize_unfolded(torch.tensor([acc]), torch.tensor([a]), torch.tensor([b]), m1, m2, s, -128, 127)
     assert in_torch[0] == clamped
     assert scalar.clamp(scalar.requantize_unfolded(acc, a, b, m1, m2, s), -128, 127) == clamped
 

@@ -52,7 +52,12 @@ EVERY = [
     (method, bits, form, rounding, per_channel)
     for method in QUANTIZERS
     for bits in range(1, 9)
-    for form, rounding in (("unfolded", "single"), ("folded", "single"), ("folded", "double"), ("folded", "double_up"))
+    for form, rounding in (
+        ("unfolded", "single"),
+        ("folded", "single"),
+        ("folded", "double"),
+        ("folded", "double_up"),
+    )
     for per_channel in (False, True)
 ]
 
@@ -87,7 +92,7 @@ def test_a_channel_with_no_gain_is_constant(method, form):
         traced = run.trace(program, windows, backend)
         assert np.array_equal(traced[0], emulated[0])
     assert len(np.unique(traced[0][:, 3])) == 1
-    g, offset = model.folding(0)
+    _g, offset = model.gain_and_offset(0)
     expected = float(offset[3].detach()) / model.output_scale(0)
     tolerance = 0.51 if form == "folded" else 1.5 + 0.51  # an 8-bit offset code is coarser
     assert abs(traced[0][0, 3] - min(max(expected, 0), 127)) <= tolerance

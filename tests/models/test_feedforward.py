@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from kwsbench.models.feedforward import EPSILON, Spotter, SpotterConfig, paramet
 def test_the_default_spotter_has_250k_parameters_within_two_percent():
     model = Spotter(SpotterConfig(("happy",)))
     sizes = [620, 200, 200, 200, 200, 2]
-    weights = sum(k * n for k, n in zip(sizes, sizes[1:]))
+    weights = sum(k * n for k, n in itertools.pairwise(sizes))
     biases = sum(sizes[1:])
     gain_gamma_beta = 3 * 4 * 200
     assert parameter_count(model) == weights + biases + gain_gamma_beta == 247_602

@@ -19,7 +19,14 @@ CONFIG = SpotterConfig(("yes",), n_mels=6, stacked_frames=4, hidden=(16, 16))
 def test_coverage_lists_every_component_of_the_model():
     rows = coverage(CONFIG, stage_two_plan(WeightPlan("tanh", 5)))
     names = {r["component"] for r in rows}
-    assert {"input", "layer0.weight", "layer0.bias", "layer0.gain", "layer0.batchnorm", "layer1.output"} <= names
+    assert {
+        "input",
+        "layer0.weight",
+        "layer0.bias",
+        "layer0.gain",
+        "layer0.batchnorm",
+        "layer1.output",
+    } <= names
     assert {"layer2.weight", "layer2.bias", "layer2.output"} <= names
     assert not any(r["treatment"] == "float" for r in rows)
     # Nothing trained is missing from the table: weights and biases of 3 layers, gain and batchnorm (gamma, beta,
@@ -118,7 +125,9 @@ def test_observing_moves_statistics_and_ranges_and_freezing_stops_it():
     model.calibrate(windows)
     before = [b.clone() for b in (model.norms[0].mean, model.norms[0].var, model.output_ranges)]
     model(windows)
-    assert all(torch.equal(a, b) for a, b in zip(before, (model.norms[0].mean, model.norms[0].var, model.output_ranges)))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, (model.norms[0].mean, model.norms[0].var, model.output_ranges))
+    )
     model.observing = True
     model(windows)
     after = (model.norms[0].mean, model.norms[0].var, model.output_ranges)

@@ -1,9 +1,9 @@
 """A neural accelerator in Numba: 1- and 5-bit weights expanded on the fly, narrow accumulators.
 
-The weight memory holds each row as a stream of b-bit indices, least significant bit first, rows padded to whole bytes; an index i
-expands to the code ``first + i * stride`` (odd grids stride 2). This layout is our model: the paper names only the
-bit widths. Three accumulators (docs/arithmetic.md, section 7): ``acc32`` exact, ``acc16`` wrapping, ``sat16`` saturating
-after every addition in order. Overflows are counted per layer and returned, never hidden.
+The weight memory holds each row as a stream of b-bit indices, least significant bit first, rows padded to whole
+bytes; an index i expands to the code ``first + i * stride`` (odd grids stride 2). This layout is our model: the paper
+names only the bit widths. Three accumulators (docs/arithmetic.md, section 7): ``acc32`` exact, ``acc16`` wrapping,
+``sat16`` saturating after every addition in order. Overflows are counted per layer and returned, never hidden.
 """
 
 from __future__ import annotations

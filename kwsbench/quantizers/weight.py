@@ -1,0 +1,36 @@
+"""What every weight quantizer offers; see the package's docstring for the meaning of each part."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import nn
+
+from kwsbench.arithmetic.codebook import Codebook
+
+
+class WeightQuantizer(nn.Module, ABC):
+    """A trained float weight ``[N, K]`` seen through a codebook: the quantized weight is ``step * codes``."""
+
+    method: str
+    bits: int
+    per_channel: bool
+    codebook: Codebook
+    grid: str  # its name in integer programs
+
+    @abstractmethod
+    def step(self) -> torch.Tensor:
+        """Real value of one code unit, float32 ``[1]`` or ``[N]``."""
+
+    @abstractmethod
+    def codes(self) -> torch.Tensor:
+        """Integer codes as float32 ``[N, K]``, with the method's gradient."""
+
+    @abstractmethod
+    def latent(self) -> torch.Tensor:
+        """The float weight behind the codes, ``[N, K]``."""
+
+    def quantized(self) -> torch.Tensor:
+        """``step * codes``, float32 ``[N, K]``."""
+        return self.step()[:, None] * self.codes()

@@ -1,0 +1,167 @@
+"""The result table: float, equal-steps float, post-training and two-stage training at several widths.
+
+Per seed: thresholds from validation, one reading of the test split. Over seeds: mean, lowest, highest. Beside the
+operating point, ``fdr_matched`` reads each system's *test* curve at the float model's own test FRR, so that the
+FDRs stand at one FRR; it describes the curve and chooses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from kwsbench.metrics.compare import spread
+from kwsbench.metrics.det import fdr_at_frr, point_at_frr
+from kwsbench.quantizers.attach import QuantizedSpotter, WeightPlan
+from kwsbench.training.experiment import Experiment, System, write_json
+from kwsbench.training.ladder import compare_exact
+
+FIGURES = ("frr", "fdr", "fdr_matched", "fdr_at_5", "fa_per_hour", "fa_per_hour_speech")
+
+
+def systems_of(seed: int, bits: Sequence[int], method: str = "tanh") -> list[System]:
+    """The systems of one seed, cheapest dependencies first."""
+    rows = [System("float", seed), System("control", seed)]
+    for b in bits:
+        rows.append(System("post_training", seed, WeightPlan("linear", b)))
+        rows.append(System("stage_one", seed, WeightPlan(method, b)))
+        rows.append(System("stage_two", seed, WeightPlan(method, b)))
+    return rows
+
+
+def run_result(
+    experiment: Experiment, seeds: Sequence[int], bits: Sequence[int], out: Path, method: str = "tanh"
+) -> dict[str, Any]:
+    """Train and evaluate everything; write ``result.json`` and ``result.md`` into ``out``. Resumable: what was
+    made before is read, and the JSON is written anew after every system."""
+    out.mkdir(parents=True, exist_ok=True)
+    todo = [s for seed in seeds for s in systems_of(seed, bits, method)]
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
+    for system in tqdm(todo, desc="systems", disable=not experiment.progress):
+        rows.append(measure(experiment, system))
+        result = {"setup": setup(experiment, seeds, bits), "rows": rows, "summary": summarise(rows)}
+        write_json(out / "result.json", result)
+        (out / "result.md").write_text(markdown(result))
+    return result
+
+
+def measure(experiment: Experiment, system: System) -> dict[str, Any]:
+    """One system and seed: its operating point on test, and for integer systems the equality check."""
+    reference = System("float", system.seed)
+    point = experiment.point(system)
+    curve = experiment.curve(system)
+    float_frr = experiment.point(reference).frr
+    row = {
+        "system": system.label,
+        "kind": system.kind,
+        "seed": system.seed,
+        "bits": None if system.weights is None else system.weights.bits,
+        **point.as_row(),
+        "fdr_matched": fdr_at_frr(curve, float_frr),
+        "fdr_at_5": fdr_at_frr(curve, 0.05),
+        "matched": point_at_frr(curve, float_frr).as_row(),
+        "validation_threshold": point.threshold,
+    }
+    if system.kind in ("stage_two", "post_training"):
+        row |= check_equal(experiment, system)
+    return row
+
+
+def check_equal(experiment: Experiment, system: System) -> dict[str, int]:
+    """Emulation = reference = SDOT kernel on the whole test split: values compared and differing."""
+    file = experiment.folder(system) / f"equality-{experiment.bank('test').source_hash[:12]}.json"
+    if not file.is_file():
+        model = experiment.model(system)
+        assert isinstance(model, QuantizedSpotter)
+        rows = compare_exact(model, experiment.program(system), experiment.bank("test"))
+        write_json(file, {"compared": sum(r.compared for r in rows), "different": sum(r.different for r in rows)})
+    return json.loads(file.read_text())
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean, lowest and highest over seeds per system, in order of appearance."""
+    labels = list(dict.fromkeys(r["system"] for r in rows))
+    table = []
+    for label in labels:
+        mine = [r for r in rows if r["system"] == label]
+        entry: dict[str, Any] = {"system": label, "seeds": len(mine)}
+        for name in FIGURES:
+            values = [r[name] for r in mine if r[name] is not None]
+            if values:
+                s = spread(values)
+                entry[name] = {"mean": s.mean, "lowest": s.least, "highest": s.largest}
+        entry["compared"] = sum(r.get("compared", 0) for r in mine)
+        entry["different"] = sum(r.get("different", 0) for r in mine)
+        table.append(entry)
+    return table
+
+
+def setup(experiment: Experiment, seeds: Sequence[int], bits: Sequence[int]) -> dict[str, Any]:
+    """What the figures were measured on."""
+    spec, corpus = experiment.spec, experiment.corpus
+    keyword = spec.keywords[0]
+    splits = {}
+    for split in ("train", "validation", "test"):
+        positives = corpus.select(keyword, split)
+        splits[split] = {
+            "positives": len(positives),
+            "positive_speakers": len({c.speaker for c in positives}),
+            "segments": len(experiment.bank(split)),
+            "hours": experiment.bank(split).seconds / 3600,
+        }
+    return {
+        "keyword": keyword,
+        "corpus": corpus.fingerprint(),
+        "profile": spec.profile.name,
+        "illustrative": spec.profile.illustrative,
+        "seeds": list(seeds),
+        "bits": list(bits),
+        "splits": splits,
+        "test_snr_db": list(spec.eval_mix.snr_db),
+        "operating_frr": spec.frr,
+        "batchnorm": spec.batchnorm,
+        "rounding": spec.rounding,
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table as Markdown, with its definitions and counts."""
+    s = result["setup"]
+    test = s["splits"]["test"]
+    negatives = result["rows"][0]["n_negative_clips"]
+    lines = [
+        f"# `{s['keyword']}`: {len(s['seeds'])} seed(s), profile {s['profile']}",
+        "",
+        f"Test: {test['positives']} positives of {test['positive_speakers']} speakers, {negatives} negative clips, "
+        f"{result['rows'][0]['speech_hours']:.2f} h of continuous speech, SNR {s['test_snr_db'][0]:g} to "
+        f"{s['test_snr_db'][1]:g} dB. Threshold of each system: the largest with validation FRR at most "
+        f"{s['operating_frr']:.0%}. FDR = FA / (FA + TP) over clips. Matched: on the test curve, at the float model's "
+        "test FRR of the same seed. Figures are mean (lowest-highest) over seeds.",
+        "",
+        "| system | FRR | FDR | FDR matched | FDR at 5% FRR | FA/h, all | FA/h, speech | values equal |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["summary"]:
+        cells = [row["system"]]
+        for name in FIGURES:
+            value = row.get(name)
+            percent = not name.startswith("fa_")
+            cells.append("-" if value is None else _cell(value, percent))
+        equal = row["compared"] - row["different"]
+        cells.append(f"{equal:,} of {row['compared']:,}" if row["compared"] else "-")
+        lines.append("| " + " | ".join(cells) + " |")
+    if s["illustrative"]:
+        lines += ["", "Illustrative: one short run, to show the path, not to rank methods."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: dict[str, float], percent: bool) -> str:
+    scale, digits = (100, 1) if percent else (1, 1)
+    unit = "%" if percent else ""
+    mean, low, high = (f"{scale * value[k]:.{digits}f}" for k in ("mean", "lowest", "highest"))
+    return f"{mean}{unit}" if low == high else f"{mean}{unit} ({low}-{high})"
