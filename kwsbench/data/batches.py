@@ -129,7 +129,7 @@ class FeatureBank:
     def load(cls, path: str | Path) -> FeatureBank:
         """Read what :meth:`save` wrote. Raises ValueError for another or a damaged file."""
         try:
-            with np.load(path) as file:
+            with open(path, "rb") as stream, np.load(stream) as file:
                 values: dict[str, Any] = {name: file[name] for name in ARRAYS}
                 values |= {name: tuple(file[name].tolist()) for name in TEXTS}
                 return cls(**values, **json.loads(str(file["meta"])))
@@ -137,7 +137,7 @@ class FeatureBank:
             raise
         except Exception as error:
             raise ValueError(
-                f"{path} is not a feature bank, or is damaged ({error}); build it again"
+                f"{path} is not a feature bank, or is damaged ({error}); remove it and build again"
             ) from error
 
 
@@ -191,9 +191,7 @@ def build_bank(
         raise ValueError(f"no clips to mix in split {split!r}; the corpus has {corpus.labels()}")
     missing = set(keywords) - {clip.label for clip in chosen}
     if missing:
-        raise ValueError(
-            f"no clips of {', '.join(sorted(missing))} among the {len(chosen)} of split {split!r}"
-        )
+        raise ValueError(f"no clips of {', '.join(sorted(missing))} among the {len(chosen)} of split {split!r}")
     if rounds < 1 or workers < 1:
         raise ValueError(f"rounds and workers must be at least 1, got {rounds} and {workers}")
     task = _Task(corpus, split, tuple(keywords), recipe, features, rule, seed, rounds, random_phase)
@@ -257,9 +255,7 @@ def _build_shards(
     if todo and task.recipe.far_field > 0:
         # Once, here: each worker finds them on disk.
         room_bank(task.seed, task.split, task.recipe.n_rooms, task.recipe.rt60_seconds, cache)
-    with tqdm(
-        total=len(chosen), initial=done, desc=f"mixing {task.split}", unit="clip", disable=not progress
-    ) as bar:
+    with tqdm(total=len(chosen), initial=done, desc=f"mixing {task.split}", unit="clip", disable=not progress) as bar:
         if workers == 1 or len(todo) < 2:
             mixer = _mixer(task, cache)
             for i in todo:

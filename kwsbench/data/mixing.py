@@ -79,9 +79,7 @@ class MixRecipe:
         if not (0.5 <= self.speed[0] and self.speed[1] <= 2):
             raise ValueError(f"speed must lie within 0.5..2, got {self.speed}")
         if min(self.lead_seconds, self.tail_seconds) < 0:
-            raise ValueError(
-                f"lead and tail must not be negative, got {self.lead_seconds} and {self.tail_seconds} s"
-            )
+            raise ValueError(f"lead and tail must not be negative, got {self.lead_seconds} and {self.tail_seconds} s")
         unknown = set(self.noises) - set(KINDS)
         if unknown or not self.noises:
             raise ValueError(f"noises must be some of {', '.join(KINDS)}; got {self.noises}")
@@ -209,9 +207,7 @@ def active_power(speech: np.ndarray) -> float:
     frame = SAMPLE_RATE // 50
     if len(speech) < frame:
         return _power(speech)
-    powers = (
-        np.square(speech[: len(speech) // frame * frame], dtype=np.float64).reshape(-1, frame).mean(axis=1)
-    )
+    powers = np.square(speech[: len(speech) // frame * frame], dtype=np.float64).reshape(-1, frame).mean(axis=1)
     return float(powers[powers >= 1e-3 * np.percentile(powers, 95)].mean())
 
 
