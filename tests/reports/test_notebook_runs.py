@@ -15,9 +15,7 @@ from kwsbench.reports.notebooks import plan_run, run_all, run_notebook
 from kwsbench.reports.show import publish, show
 from kwsbench.reports.status import RunStatus, write_text
 
-PARAMETERS = (
-    'profile: str = "none"  # how much\nword: str = "yes"  # the keyword\nbits: list[int] = [8]  # widths'
-)
+PARAMETERS = 'profile: str = "none"  # how much\nword: str = "yes"  # the keyword\nbits: list[int] = [8]  # widths'
 
 
 def write(path: Path, *cells: str, parameters: str = PARAMETERS, title: str = "A *title* of $x$") -> Path:
@@ -63,12 +61,8 @@ def test_a_passing_run_keeps_everything_about_itself(tmp_path):
 
 def test_failing_slow_and_dying_runs_are_kept_and_do_not_stop_the_others(tmp_path):
     paths = [
-        write(
-            tmp_path / "1_fails.ipynb", "print('before')", "raise RuntimeError('value 17')", "print('never')"
-        ),
-        write(
-            tmp_path / "2_slow.ipynb", "print('started')", "import time\nfor _ in range(600): time.sleep(.1)"
-        ),
+        write(tmp_path / "1_fails.ipynb", "print('before')", "raise RuntimeError('value 17')", "print('never')"),
+        write(tmp_path / "2_slow.ipynb", "print('started')", "import time\nfor _ in range(600): time.sleep(.1)"),
         write(tmp_path / "3_dies.ipynb", "import os; os._exit(3)"),
         write(tmp_path / "4_fine.ipynb", "print(profile, bits)"),
     ]

@@ -48,9 +48,7 @@ publish(sqnr_db=24.6, levels=31)
 ]
 
 
-def save_notebook(
-    path: Path, cells: list[str], parameters: str = "bits: list[int] = [8, 5]  # widths"
-) -> Path:
+def save_notebook(path: Path, cells: list[str], parameters: str = "bits: list[int] = [8, 5]  # widths") -> Path:
     nb = new_notebook(cells=[new_code_cell(parameters, metadata={"tags": ["parameters"]})])
     for cell in cells:
         nb.cells.append(new_markdown_cell(cell) if cell.startswith("#") else new_code_cell(cell))
@@ -137,8 +135,7 @@ def test_plots_math_and_tables_are_drawn_offline_without_an_error(report, browse
     assert len(seen["math"]) == 5 and all(w > 5 and h > 5 for w, h in seen["math"])
     assert seen["fractions"] == 2
     assert seen["labels"][:2] == [
-        "Transfer curve. trained value on the x axis. level on the y axis. "
-        "2 traces (scatter). shown: 5 bits, 4 bits",
+        "Transfer curve. trained value on the x axis. level on the y axis. 2 traces (scatter). shown: 5 bits, 4 bits",
         "Ten mel bands rising",
     ]
     assert seen["page"] <= width, "the page itself never scrolls sideways"
@@ -277,9 +274,7 @@ def display_output(**data):
 
 
 def test_a_run_that_never_started_still_has_a_page():
-    page = render_page(
-        new_notebook(), status_of(state="failed", failure=Failure("DeadKernelError", "gone", "trace"))
-    )
+    page = render_page(new_notebook(), status_of(state="failed", failure=Failure("DeadKernelError", "gone", "trace")))
     assert "DeadKernelError" in page and "gone" in page and "plotly.min.js" not in page
 
 
