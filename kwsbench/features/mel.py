@@ -59,8 +59,7 @@ def mel_bank(n_mels: int, n_fft: int, sample_rate: int, low_hz: float, high_hz: 
         raise ValueError(f"n_mels must be at least 1, got {n_mels}")
     if not 0 <= low_hz < top_hz <= nyquist_hz:
         raise ValueError(
-            f"mel filters need 0 <= low_hz < high_hz <= {nyquist_hz:g} Hz, "
-            f"got low_hz={low_hz}, high_hz={high_hz}"
+            f"mel filters need 0 <= low_hz < high_hz <= {nyquist_hz:g} Hz, got low_hz={low_hz}, high_hz={high_hz}"
         )
     bins = hz_to_mel(np.arange(n_fft // 2) * (sample_rate / n_fft))
     corners = np.linspace(hz_to_mel(low_hz), hz_to_mel(top_hz), n_mels + 2)

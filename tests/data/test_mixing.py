@@ -118,9 +118,7 @@ def test_the_word_ends_where_it_says(corpus, recipe):
     for round in range(12):
         mixture = mixer.mix_source(Source(clip, audio, 0.2, 8001 / SAMPLE_RATE), round)
         loud = np.flatnonzero(np.abs(mixture.audio) > 0.2 * np.abs(mixture.audio).max())
-        assert loud[0] == pytest.approx(
-            mixture.end_seconds * SAMPLE_RATE - 1, abs=12 if recipe is FAR else 0.1
-        )
+        assert loud[0] == pytest.approx(mixture.end_seconds * SAMPLE_RATE - 1, abs=12 if recipe is FAR else 0.1)
 
 
 def test_layout(corpus):
@@ -268,9 +266,7 @@ def test_a_partial_keyword_is_cut_and_relabelled(corpus):
 
 def test_evaluation_recipes_neither_cut_nor_change_speed():
     assert (MixRecipe().partial, MixRecipe().speed) == (0.0, (1.0, 1.0))
-    assert training_recipe(MixRecipe(snr_db=(0, 1))) == MixRecipe(
-        snr_db=(0, 1), partial=0.1, speed=(0.9, 1.1)
-    )
+    assert training_recipe(MixRecipe(snr_db=(0, 1))) == MixRecipe(snr_db=(0, 1), partial=0.1, speed=(0.9, 1.1))
 
 
 def test_a_silent_clip_is_only_noise(corpus):
@@ -281,9 +277,7 @@ def test_a_silent_clip_is_only_noise(corpus):
 
 
 def test_noise_that_cannot_be_read_is_left_out_and_listed(corpus, tmp_path):
-    good, bad = (
-        replace(c, path=p) for c, p in zip(corpus.select(NOISE, "train") * 2, ("good.flac", "bad.flac"))
-    )
+    good, bad = (replace(c, path=p) for c, p in zip(corpus.select(NOISE, "train") * 2, ("good.flac", "bad.flac")))
     write_flac(tmp_path / "good.flac", tone(500, 1.0).astype(np.float32))
     (tmp_path / "bad.flac").write_bytes((tmp_path / "good.flac").read_bytes()[:3000])
     write_flac(tmp_path / "go.flac", tone(3500, 0.5).astype(np.float32))

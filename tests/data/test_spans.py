@@ -55,6 +55,15 @@ def test_hum_does_not_count():
     np.testing.assert_allclose(word_span(audio), (0.3, 0.55), atol=0.03)
 
 
+def test_the_tail_of_a_room_in_a_very_clean_recording_does_not_last_to_its_end():
+    # Reverberation from 20 dB below the word, 60 dB per half second, over a floor of -120 dB: audible to 1 s.
+    seconds = np.arange(8800) / 16000
+    tail = 0.02 * np.random.default_rng(2).standard_normal(8800) * 10 ** (-3 * seconds / 0.5)
+    start, end = word_span(second_of([(0.2, 0.3 * voiced(4000)), (0.45, tail)], 1e-6))
+    assert start == pytest.approx(0.2, abs=0.02)
+    assert 0.45 <= end < 0.72
+
+
 def test_gain_does_not_matter():
     audio = second_of([(0.2, 0.3 * voiced(4000))])
     np.testing.assert_allclose(word_span(audio * np.float32(0.2)), word_span(audio), atol=0.006)

@@ -18,9 +18,7 @@ EVERY = LfbeConfig(n_mels=40, keep_every=1)
 # Other windows and hops: overlapping a lot, abutting, and with gaps wider than a window.
 ODD = LfbeConfig(n_mels=13, window_samples=333, hop_samples=77, keep_every=1, preemphasis=0.0)
 GAPPED = LfbeConfig(window_samples=160, hop_samples=160, keep_every=5)
-CONFIGS = pytest.mark.parametrize(
-    "config", [MODEL, EVERY, ODD, GAPPED], ids=["model", "every", "odd", "gapped"]
-)
+CONFIGS = pytest.mark.parametrize("config", [MODEL, EVERY, ODD, GAPPED], ids=["model", "every", "odd", "gapped"])
 
 
 def noise(n_samples, seed=0, scale=0.1):
@@ -34,8 +32,7 @@ def signals():
         "noise": noise(32000),
         "faint": noise(32000, 1, 1e-4),
         "offset": noise(32000, 2, 0.05) + np.float32(0.5),
-        "sweep": (0.5 * np.sin(2 * np.pi * (50 * t + 1900 * t * t))).astype(np.float32)
-        + noise(32000, 3, 1e-3),
+        "sweep": (0.5 * np.sin(2 * np.pi * (50 * t + 1900 * t * t))).astype(np.float32) + noise(32000, 3, 1e-3),
         "full scale": np.sign(np.sin(2 * np.pi * 440 * t)).astype(np.float32),
         "silence": np.zeros(32000, np.float32),
     }
