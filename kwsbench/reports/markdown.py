@@ -76,9 +76,7 @@ def parse(text: str) -> list[Token]:
 def render(tokens: Sequence[Token]) -> str:
     body = MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
     # Wide tables and formulas scroll by themselves, by keyboard too; the page does not.
-    body = body.replace("<table>", '<div class="scroll" tabindex="0"><table>').replace(
-        "</table>", "</table></div>"
-    )
+    body = body.replace("<table>", '<div class="scroll" tabindex="0"><table>').replace("</table>", "</table></div>")
     return re.sub(r'<div class="math block">', '<div class="math block" tabindex="0">', body)
 
 

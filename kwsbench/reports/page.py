@@ -243,9 +243,7 @@ def _figure(figure: dict[str, Any], number: int) -> Block:
     told = alt.get("alt") if isinstance(alt, dict) else None
     # WebGL traces compile shaders from text, which the content security policy forbids.
     traces = [
-        {**t, "type": t["type"].removesuffix("gl")}
-        if t.get("type", "") in ("scattergl", "scatterpolargl")
-        else t
+        {**t, "type": t["type"].removesuffix("gl")} if t.get("type", "") in ("scattergl", "scatterpolargl") else t
         for t in figure.get("data", [])
     ]
     text = json.dumps(_finite({"data": traces, "layout": layout}), allow_nan=False)

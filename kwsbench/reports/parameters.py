@@ -74,9 +74,7 @@ def declared_parameters(notebook: NotebookNode, label: str) -> tuple[Parameter, 
     return tuple(found)
 
 
-def validate_parameters(
-    declared: Sequence[Parameter], given: Mapping[str, Any], label: str
-) -> dict[str, Any]:
+def validate_parameters(declared: Sequence[Parameter], given: Mapping[str, Any], label: str) -> dict[str, Any]:
     """Every declared parameter with the given value or its default.
 
     Raises ValueError that lists every unknown name (with the nearest declared one) and every wrong type.

@@ -45,9 +45,7 @@ def publish(**figures: int | float | str | bool) -> None:
         if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # NumPy scalars
             value = value.item()
         if not isinstance(value, (bool, str, numbers.Real)):
-            raise TypeError(
-                f"key figure {name} must be a number, text or truth value, got {type(value).__name__}"
-            )
+            raise TypeError(f"key figure {name} must be a number, text or truth value, got {type(value).__name__}")
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"key figure {name} is NaN; publish what was measured, or leave it out")
         plain[name] = str(value) if isinstance(value, float) and math.isinf(value) else value
