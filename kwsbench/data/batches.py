@@ -78,8 +78,8 @@ class FeatureBank:
 
     ``features`` float32 [total, n_mels]; ``offsets`` int64 [segments + 1]; ``labels`` int8 [total]:
     0 negative, k >= 1 keyword ``keywords[k - 1]``, -1 ignored. Per segment the clip's path, its label
-    (``_partial_`` for a keyword cut short) and the end of the word, float32 seconds. ``skipped``: clips that
-    could not be read, with the reason; ``source_hash``: hash of all that the bank was made from.
+    (``_partial_`` for a keyword cut short) and the end of the word, float32 seconds. ``skipped``: files
+    (clips, noise) that could not be read, with the reason; ``source_hash``: hash of all that the bank was made from.
     """
 
     features: np.ndarray
@@ -115,7 +115,7 @@ class FeatureBank:
         counts = [f"{self.clip_labels.count(word)} {word}" for word in self.keywords]
         return (
             f"{len(self)} segments ({', '.join(counts)}), {self.seconds / 3600:.2f} h, "
-            f"{len(self.skipped)} clips skipped"
+            f"{len(self.skipped)} files skipped"
         )
 
     def save(self, path: str | Path) -> None:
@@ -303,12 +303,13 @@ def _work(task: _Task, group: tuple[Clip, ...], cache: Path, path: Path) -> int:
 def _build_shard(mixer: Mixer, task: _Task, group: tuple[Clip, ...], path: Path) -> int:
     """Mix a group of clips into a file; returns how many clips it was."""
     config = task.features
-    features, labels, paths, words, ends, skipped = [], [], [], [], [], []
+    features, labels, paths, words, ends = [], [], [], [], []
+    skipped: dict[str, str] = {}
     for clip in group:
         try:
             source = mixer.load(clip)
         except AudioError as error:
-            skipped.append(f"{clip.path}: {error.reason}")
+            skipped[clip.path] = error.reason
             continue
         for round in range(task.rounds):
             mixture = mixer.mix_source(source, round)
@@ -331,7 +332,7 @@ def _build_shard(mixer: Mixer, task: _Task, group: tuple[Clip, ...], path: Path)
         "clip_paths": np.array(paths, np.str_),
         "clip_labels": np.array(words, np.str_),
         "word_end_seconds": np.array(ends, np.float32),
-        "skipped": np.array(skipped, np.str_),
+        "skipped": np.array([f"{name}: {why}" for name, why in (skipped | mixer.unreadable).items()], np.str_),
     }
     _save_npz(path, columns)
     return len(group)
@@ -356,7 +357,7 @@ def _join(task: _Task, shards: list[Path], source_hash: str) -> FeatureBank:
         task.features.frame_seconds,
         task.features.window_samples / task.features.sample_rate,
         task.keywords,
-        tuple(joined["skipped"].tolist()),
+        tuple(sorted(set(joined["skipped"].tolist()))),
         source_hash,
     )
 

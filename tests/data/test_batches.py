@@ -198,7 +198,17 @@ def test_unreadable_clips_are_skipped_and_listed(tmp_path):
     bank = bank_of(corpus)
     assert len(bank.skipped) == 1 and bank.skipped[0].startswith("left/0.flac: ")
     assert "left/0.flac" not in bank.clip_paths and len(bank) == 2 * 6
-    assert "1 clips skipped" in bank.summary()
+    assert "1 files skipped" in bank.summary()
+
+
+def test_unreadable_noise_is_listed_once_whatever_the_workers(tmp_path, monkeypatch):
+    corpus = make_corpus(tmp_path, 3)
+    (corpus.root / "noise" / "0.flac").write_bytes(b"no audio")
+    monkeypatch.setattr(batches, "SHARD_SECONDS", 12.0)
+    recipe = replace(NEAR, noises=("recorded", "coloured"))
+    one, two = bank_of(corpus, recipe), bank_of(corpus, recipe, workers=2)
+    assert [line.partition(":")[0] for line in one.skipped] == ["noise/0.flac"]
+    assert_same(one, two)
 
 
 def test_nothing_readable_is_an_error(tmp_path):
