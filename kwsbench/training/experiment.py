@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from kwsbench.data.batches import FeatureBank, LabelRule, build_bank
-from kwsbench.data.corpora import Corpus, open_corpus
+from kwsbench.data.corpora import NOISE, Corpus, open_corpus
 from kwsbench.data.mixing import MixRecipe, training_recipe
 from kwsbench.data.synth import RECIPES, synthesize
 from kwsbench.features.lfbe import LfbeConfig
@@ -45,13 +45,17 @@ MIX_SEED = {"train": 1, "validation": 2, "test": 3}
 
 @dataclass(frozen=True)
 class Profile:
-    """How much work: steps per stage, mixing rounds, seeds and widths of the default sweep."""
+    """How much work: steps per stage, training mixtures, seeds and widths of the default sweep.
+
+    ``mixtures`` is about how many mixtures the training bank holds: a small corpus is mixed in several rounds (8 at
+    most), a large one once, so that memory stays bounded by the corpus.
+    """
 
     name: str
     float_stage: StageConfig
     stage_one: StageConfig
     stage_two: StageConfig
-    rounds: int = 4
+    mixtures: int = 20000
     seeds: tuple[int, ...] = (0,)
     bits: tuple[int, ...] = (8, 5, 4, 2, 1)
     sampler: SamplerConfig = SamplerConfig()
@@ -75,9 +79,9 @@ def _profile(name: str, steps: tuple[int, int, int], **rest: Any) -> Profile:
 
 
 PROFILES = {
-    "smoke": _profile("smoke", (120, 60, 40), rounds=1, bits=(5, 1), sampler=SamplerConfig(batch=256)),
-    "default": _profile("default", (1200, 500, 250), rounds=2, bits=(8, 5, 2, 1)),
-    "full": _profile("full", (4000, 2000, 1000), rounds=6, seeds=(0, 1, 2), illustrative=False),
+    "smoke": _profile("smoke", (120, 60, 40), mixtures=2000, bits=(5, 1), sampler=SamplerConfig(batch=256)),
+    "default": _profile("default", (1200, 500, 250), mixtures=8000, bits=(8, 5, 2, 1)),
+    "full": _profile("full", (4000, 2000, 1000), mixtures=30000, seeds=(0, 1, 2), illustrative=False),
 }
 
 
@@ -190,8 +194,14 @@ class Experiment:
         """The corpus, checked: the keywords are there in every split, no speaker is shared."""
         return open_corpus(self.spec.data, self.spec.keywords)
 
+    @property
+    def rounds(self) -> int:
+        """How often each training clip is mixed."""
+        clips = sum(clip.label != NOISE for clip in self.corpus.select(split="train"))
+        return int(np.clip(round(self.spec.profile.mixtures / max(1, clips)), 1, 8))
+
     def bank(self, split: str) -> FeatureBank:
-        """Features of a split; the training split in ``profile.rounds`` mixtures, the others in one."""
+        """Features of a split; the training split in several rounds of mixing, the others in one."""
         if split not in self._banks:
             training = split == "train"
             self._banks[split] = build_bank(
@@ -202,7 +212,7 @@ class Experiment:
                 self.spec.features,
                 self.spec.labels,
                 seed=MIX_SEED[split],
-                rounds=self.spec.profile.rounds if training else 1,
+                rounds=self.rounds if training else 1,
                 random_phase=training,
                 workers=self.workers,
                 cache_dir=self.root / "banks",
