@@ -109,9 +109,7 @@ class Corpus:
             )
         if self.skipped:
             shown = "; ".join(f"{item.path} ({item.reason})" for item in self.skipped[:3])
-            lines.append(
-                f"  {len(self.skipped)} files skipped: {shown}{'; ...' if len(self.skipped) > 3 else ''}"
-            )
+            lines.append(f"  {len(self.skipped)} files skipped: {shown}{'; ...' if len(self.skipped) > 3 else ''}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
@@ -189,9 +187,7 @@ def load_speech_commands(root: str | Path) -> Corpus:
         else:
             split = hash_split(speaker or _without_suffixes(path))
         clips.append(Clip(path, label, speaker, split, 0.0))
-    notes = (
-        [] if has_lists else ["no validation_list.txt or testing_list.txt: split by the hash of the speaker"]
-    )
+    notes = [] if has_lists else ["no validation_list.txt or testing_list.txt: split by the hash of the speaker"]
     return _finish(root, list(_deal_noise(clips)), {}, notes)
 
 
@@ -216,9 +212,7 @@ def load_word_folders(root: str | Path) -> Corpus:
         Clip(path, label, speaker, hash_split(speaker or _without_suffixes(path)), 0.0)
         for path, label, speaker in _walk_word_folders(root)
     ]
-    return _finish(
-        root, list(_deal_noise(clips)), {}, ["no split folders or lists: split by the hash of the speaker"]
-    )
+    return _finish(root, list(_deal_noise(clips)), {}, ["no split folders or lists: split by the hash of the speaker"])
 
 
 def hash_split(name: str) -> str:
@@ -248,8 +242,7 @@ def check_keywords(corpus: Corpus, keywords: Iterable[str]) -> None:
             nearest = difflib.get_close_matches(keyword, words, n=3)
             hint = f"nearest: {', '.join(nearest)}; " if nearest else ""
             raise ValueError(
-                f"no clip of the keyword {keyword!r} in {corpus.root}; "
-                f"{hint}most frequent: {', '.join(words[:8])}"
+                f"no clip of the keyword {keyword!r} in {corpus.root}; {hint}most frequent: {', '.join(words[:8])}"
             )
         absent = [split for split, count in counts[keyword].items() if count == 0]
         if absent:
@@ -310,9 +303,7 @@ def _number(row: dict[str, str], column: str, where: str) -> float | None:
 
 def _walk_word_folders(root: Path) -> Iterator[tuple[str, str, str]]:
     """(path, label, speaker) of the files below `<root>/<word>/`, sorted. A word folder may be a link."""
-    for word in sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
-    ):
+    for word in sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")):
         label = NOISE if word == BACKGROUND_FOLDER else word
         for folder, inner, names in os.walk(root / word):
             inner.sort()
@@ -350,9 +341,7 @@ def _finish(root: Path, clips: list[Clip], headers: dict[str, AudioHeader], note
     """Check files and speakers, fill in seconds, collect notes. `headers` are those the manifest stated."""
     clips = sorted(clips, key=lambda clip: clip.path)
     if not clips:
-        raise ValueError(
-            f"no recordings in {root}: see data/README.md for the layouts ({', '.join(AUDIO_SUFFIXES)})"
-        )
+        raise ValueError(f"no recordings in {root}: see data/README.md for the layouts ({', '.join(AUDIO_SUFFIXES)})")
     headers, skipped = _scan(root, clips, headers)
     kept = [replace(clip, seconds=headers[clip.path].seconds) for clip in clips if clip.path in headers]
     if not kept:
@@ -373,9 +362,7 @@ def _notes(clips: list[Clip], headers: dict[str, AudioHeader]) -> list[str]:
         for rate, count in sorted(rates.items())
         if rate != SAMPLE_RATE
     ]
-    notes += [
-        f"{count} files of {n} channels mixed down to one" for n, count in sorted(channels.items()) if n > 1
-    ]
+    notes += [f"{count} files of {n} channels mixed down to one" for n, count in sorted(channels.items()) if n > 1]
     if unknown:
         labels = ", ".join(sorted({clip.label for clip in unknown})[:5])
         notes.append(f"{len(unknown)} clips of unknown speakers ({labels}): their splits may share voices")

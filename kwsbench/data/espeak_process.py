@@ -46,9 +46,7 @@ def main() -> int:
     library.espeak_ng_SetRandSeed(ctypes.c_long(request["seed"]))
     status = library.espeak_ng_SetVoiceByFile(request["voice_file"].encode())
     if status != 0:
-        print(
-            f"espeak-ng refused the voice file {request['voice_file']} (status {status:#x})", file=sys.stderr
-        )
+        print(f"espeak-ng refused the voice file {request['voice_file']} (status {status:#x})", file=sys.stderr)
         return 1
 
     library.espeak_SetParameter(VOLUME, VOLUME_PERCENT, 0)

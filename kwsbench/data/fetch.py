@@ -92,9 +92,7 @@ def download(
         return file
     part = file.with_name(file.name + ".part")
     failures = 0
-    with tqdm(
-        total=archive.size_bytes, unit="B", unit_scale=True, desc=file.name, disable=not progress
-    ) as bar:
+    with tqdm(total=archive.size_bytes, unit="B", unit_scale=True, desc=file.name, disable=not progress) as bar:
         while _size(part) < archive.size_bytes:
             before = _size(part)
             bar.n = before
@@ -138,9 +136,7 @@ def unpack(file: str | Path, folder: str | Path, progress: bool = True) -> None:
     """
     file, folder = Path(file), Path(folder)
     if folder.exists() and not (folder / UNPACKED_MARK).is_file():
-        raise FileExistsError(
-            f"{folder} exists and was not unpacked by this command: move it away, or use it as it is"
-        )
+        raise FileExistsError(f"{folder} exists and was not unpacked by this command: move it away, or use it as it is")
     unfinished = folder.with_name(f".{folder.name}.unpacking")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -188,9 +184,7 @@ def _request(archive: Archive, part: Path, bar: tqdm, timeout_seconds: float) ->
     with urllib.request.urlopen(request, timeout=timeout_seconds) as answer:
         resumed = answer.status == 206
         if resumed and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise http.client.HTTPException(
-                f"asked for bytes from {have}, got {answer.headers.get('Content-Range')!r}"
-            )
+            raise http.client.HTTPException(f"asked for bytes from {have}, got {answer.headers.get('Content-Range')!r}")
         if not resumed:
             bar.n = 0
         with open(part, "ab" if resumed else "wb") as target:

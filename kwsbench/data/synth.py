@@ -289,9 +289,7 @@ def _make_voice(voice: Voice, recipe: SynthRecipe, root: Path, library: str, dat
     return rows
 
 
-def _plan_clips(
-    voice: Voice, recipe: SynthRecipe, rng: np.random.Generator
-) -> tuple[list[str], list[Utterance]]:
+def _plan_clips(voice: Voice, recipe: SynthRecipe, rng: np.random.Generator) -> tuple[list[str], list[Utterance]]:
     """Labels and utterances of the short clips; confusables and words are drawn without repetition."""
     said = [(recipe.keyword, recipe.keyword)] * recipe.keyword_renderings
     for texts, count in (
@@ -303,9 +301,7 @@ def _plan_clips(
     return [label for label, _ in said], [_render(voice, text, rng) for _, text in said]
 
 
-def _plan_file(
-    voice: Voice, recipe: SynthRecipe, seconds: float, rng: np.random.Generator
-) -> list[Utterance]:
+def _plan_file(voice: Voice, recipe: SynthRecipe, seconds: float, rng: np.random.Generator) -> list[Utterance]:
     """Sentences for a file of continuous speech: by their number of words more than enough for its length."""
     wanted_words = 1.6 * seconds * voice.rate_wpm / 60
     planned: list[Utterance] = []

@@ -132,9 +132,7 @@ class OperatingPoint:
         return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in asdict(self).items()}
 
 
-def det_curve(
-    scores: Scores, keyword: str, config: DetectorConfig, thresholds: np.ndarray | None = None
-) -> DetCurve:
+def det_curve(scores: Scores, keyword: str, config: DetectorConfig, thresholds: np.ndarray | None = None) -> DetCurve:
     """Exact counts of one keyword at each threshold.
 
     Args:
@@ -166,9 +164,7 @@ def det_curve(
     )
 
 
-def observed_thresholds(
-    positive_maxima: np.ndarray, clip_maxima: np.ndarray, negative_peaks: np.ndarray
-) -> np.ndarray:
+def observed_thresholds(positive_maxima: np.ndarray, clip_maxima: np.ndarray, negative_peaks: np.ndarray) -> np.ndarray:
     """Thresholds (float64, ascending) at which a count can change, at most about ``MAX_THRESHOLDS``.
 
     All distinct values if they are few enough. Otherwise: the positives' maxima up to FRR 25% (evenly by
@@ -299,9 +295,7 @@ class _Trials:
         reserved = np.array([label.startswith("_") for label in scores.labels], bool)
         if not positive.any():
             words = sorted({label for label in scores.labels if not label.startswith("_")})
-            raise ValueError(
-                f"no segment of {scores.system!r} is labelled {keyword!r}; labels there: {words[:10]}"
-            )
+            raise ValueError(f"no segment of {scores.system!r} is labelled {keyword!r}; labels there: {words[:10]}")
         trials = cls(
             positive_maxima=maxima[positive],
             clip_maxima=maxima[~positive & ~reserved],

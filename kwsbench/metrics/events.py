@@ -68,9 +68,7 @@ def smooth_segments(values: np.ndarray, offsets: np.ndarray, frames: int) -> np.
     """:func:`smooth` over each segment ``values[offsets[i]:offsets[i+1]]`` from a fresh state; float32."""
     if frames == 1:
         return np.ascontiguousarray(values, np.float32)
-    return np.concatenate(
-        [smooth(values[a:b], frames) for a, b in pairwise(offsets)] or [np.empty(0, np.float32)]
-    )
+    return np.concatenate([smooth(values[a:b], frames) for a, b in pairwise(offsets)] or [np.empty(0, np.float32)])
 
 
 def segment_maxima(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -78,9 +76,7 @@ def segment_maxima(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return np.array([values[a:b].max(initial=-np.inf) for a, b in pairwise(offsets)], np.float32)
 
 
-def count_events(
-    values: np.ndarray, offsets: np.ndarray, thresholds: np.ndarray, refractory_frames: int
-) -> np.ndarray:
+def count_events(values: np.ndarray, offsets: np.ndarray, thresholds: np.ndarray, refractory_frames: int) -> np.ndarray:
     """Events over all segments at each of the *ascending* ``thresholds`` [T]: int64 [T], exact.
 
     One pass: a frame visits only the thresholds at or below its score, each of which remembers from which

@@ -266,9 +266,7 @@ def _hover_template(curve: DetCurve) -> str:
     )
 
 
-def _add_point(
-    fig: go.Figure, name: str, point: OperatingPoint, x_axis: DetAxis, y_axis: DetAxis, i: int
-) -> None:
+def _add_point(fig: go.Figure, name: str, point: OperatingPoint, x_axis: DetAxis, y_axis: DetAxis, i: int) -> None:
     (x, x_low, x_high), (y, y_low, y_high) = (
         axis.place(np.array(axis.of_point(point))).tolist() for axis in (x_axis, y_axis)
     )
@@ -373,17 +371,13 @@ def codebook_usage(codes: np.ndarray, counts: np.ndarray, title: str = "Codebook
     """Share of weights on each code, and the entropy: how much of the width is used."""
     counts = np.asarray(counts, np.float64)
     if len(codes) != len(counts) or counts.sum() <= 0:
-        raise ValueError(
-            f"codes and counts must match and not be empty, got {len(codes)} and {counts.sum():g}"
-        )
+        raise ValueError(f"codes and counts must match and not be empty, got {len(codes)} and {counts.sum():g}")
     share = counts / counts.sum()
     used = share[share > 0]
     entropy = float(-(used * np.log2(used)).sum())
     told = f"{len(used)} of {len(codes)} codes used; entropy {entropy:.2f} of {np.log2(len(codes)):.2f} bits"
     fig = figure(title, "code", "share of weights (%)", f"{title}: {told}.")
-    fig.add_bar(
-        x=[int(c) for c in codes], y=_compact(100 * share), marker={"color": PALETTE[0]}, name="share"
-    )
+    fig.add_bar(x=[int(c) for c in codes], y=_compact(100 * share), marker={"color": PALETTE[0]}, name="share")
     fig.add_annotation(
         text=told, x=0, xref="paper", xanchor="left", y=1, yref="paper", yanchor="bottom", showarrow=False,
         font={"size": 12},
@@ -405,9 +399,7 @@ def sqnr_figure(
 # ------------------------------------------------------------------------------------ training, bars
 
 
-def training_figure(
-    histories: Mapping[str, Mapping[str, Sequence[float]]], title: str = "Training"
-) -> go.Figure:
+def training_figure(histories: Mapping[str, Mapping[str, Sequence[float]]], title: str = "Training") -> go.Figure:
     """Loss (logarithmic) and error over the steps, one line per stage or seed.
 
     Each history holds ``step``, ``loss`` and ``error`` (share of windows), of equal length; long ones are

@@ -243,9 +243,7 @@ def test_missing_and_empty_corpora(tmp_path):
 
 
 def test_an_absent_keyword_is_met_with_the_nearest_words(listed):
-    with pytest.raises(
-        ValueError, match=r"no clip of the keyword 'yess' .*nearest: yes; most frequent: no, yes$"
-    ):
+    with pytest.raises(ValueError, match=r"no clip of the keyword 'yess' .*nearest: yes; most frequent: no, yes$"):
         open_corpus(listed, ["yess"])
     with pytest.raises(ValueError, match="'_speech_' is a reserved label"):
         open_corpus(listed, [SPEECH])

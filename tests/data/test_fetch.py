@@ -144,9 +144,7 @@ def test_a_later_run_goes_on(tmp_path):
         assert state.ranges == ["bytes=70000-"]
 
 
-@pytest.mark.parametrize(
-    "plan", [("500", "503", "429", "whole"), ("cut", "no ranges"), ("cut", "416", "whole")]
-)
+@pytest.mark.parametrize("plan", [("500", "503", "429", "whole"), ("cut", "no ranges"), ("cut", "416", "whole")])
 def test_what_a_server_may_do_and_still_be_right(tmp_path, plan):
     with served(GOOD, *plan) as (archive, state):
         assert quick(archive, tmp_path / "a.tar.gz").read_bytes() == GOOD
@@ -170,9 +168,7 @@ def test_corrupt_bytes_are_refused_and_removed(tmp_path, plan):
     if plan == ("cut", "corrupt"):
         content = b"y" + GOOD[1:]
     with served(content, *plan) as (archive, _):
-        with pytest.raises(
-            FetchError, match=r"SHA-256 is [0-9a-f]{64}, published is [0-9a-f]{64}; .*removed"
-        ):
+        with pytest.raises(FetchError, match=r"SHA-256 is [0-9a-f]{64}, published is [0-9a-f]{64}; .*removed"):
             quick(archive, tmp_path / "a.tar.gz")
     assert not list(tmp_path.iterdir())
     with served(GOOD, "whole") as (archive, state):
@@ -205,9 +201,7 @@ def test_fetch_downloads_checks_and_unpacks_once(tmp_path):
         assert len(state.ranges) == requests
     assert (folder / "yes" / "aaaa_nohash_0.wav").read_bytes() == NOISE
     assert (folder / "testing_list.txt").read_text() == "yes/aaaa_nohash_0.wav\n"
-    assert (
-        folder / "yes" / "aaaa_nohash_0.wav"
-    ).stat().st_mode & 0o6111 == 0  # no set-user-id, not executable
+    assert (folder / "yes" / "aaaa_nohash_0.wav").stat().st_mode & 0o6111 == 0  # no set-user-id, not executable
 
 
 def test_the_published_archive_is_the_one_asked_for():
@@ -250,9 +244,7 @@ EVIL = {
 }
 
 
-@pytest.mark.parametrize(
-    "message,info", [(message, info) for message, infos in EVIL.items() for info in infos]
-)
+@pytest.mark.parametrize("message,info", [(message, info) for message, infos in EVIL.items() for info in infos])
 def test_archives_that_reach_outside_are_refused(tmp_path, message, info):
     (tmp_path / "in").mkdir()
     content = b"" if info.type != tarfile.REGTYPE else b"evil"

@@ -159,10 +159,7 @@ def test_pitch_of_the_voice_file_is_heard():
         (audio,) = speak(voice, [Utterance("aah", 100, 50, 50)], 0, *find_library())
         middle = audio[len(audio) // 2 - 1000 : len(audio) // 2 + 1000].astype(np.float64)
         lags = np.arange(SAMPLE_RATE // 400, SAMPLE_RATE // 60)
-        return (
-            SAMPLE_RATE
-            / lags[np.argmax([np.dot(middle[lag:], middle[:-lag]) / (2000 - lag) for lag in lags])]
-        )
+        return SAMPLE_RATE / lags[np.argmax([np.dot(middle[lag:], middle[:-lag]) / (2000 - lag) for lag in lags])]
 
     low, high = fundamental_hz(90), fundamental_hz(200)
     assert 70 < low < 115 and 160 < high < 250

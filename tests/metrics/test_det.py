@@ -71,9 +71,7 @@ def brute(segments, keyword, threshold, smoothing, refractory):
 
 
 LEVELS = st.integers(-4, 4).map(lambda i: i / 4)
-SEGMENT = st.tuples(
-    st.sampled_from(["key", "cat", "dog", "_speech_", "_noise_"]), st.lists(LEVELS, max_size=12)
-)
+SEGMENT = st.tuples(st.sampled_from(["key", "cat", "dog", "_speech_", "_noise_"]), st.lists(LEVELS, max_size=12))
 
 
 @settings(max_examples=200, deadline=None)
@@ -130,9 +128,7 @@ def test_rates_by_hand():
     assert p.hours == pytest.approx(15 / 3600)
     assert p.fa_per_hour == pytest.approx(6 * 240)
     assert p.fa_per_hour_speech == pytest.approx(3 * 720)
-    assert (p.frr_low95, p.frr_high95) == pytest.approx(
-        tuple(stats.binomtest(1, 2).proportion_ci(method="wilson"))
-    )
+    assert (p.frr_low95, p.frr_high95) == pytest.approx(tuple(stats.binomtest(1, 2).proportion_ci(method="wilson")))
     assert p.fa_per_hour_high95 == pytest.approx(stats.chi2.ppf(0.975, 14) / 2 * 240)
     assert p.fa_per_hour_low95 == pytest.approx(stats.chi2.ppf(0.025, 12) / 2 * 240)
 
@@ -276,9 +272,7 @@ def test_a_saved_curve_comes_back(tmp_path):
 
 
 def test_scores_that_answer_nothing_are_refused():
-    with pytest.raises(
-        ValueError, match=r"no segment of 'test' is labelled 'dog'; labels there: \['cat', 'key'\]"
-    ):
+    with pytest.raises(ValueError, match=r"no segment of 'test' is labelled 'dog'; labels there: \['cat', 'key'\]"):
         det_curve(make_scores([("key", [1.0]), ("cat", [0.0])]), "dog", ONE_SECOND)
     for negatives in ([], [("cat", [])]):
         with pytest.raises(ValueError, match="'test' has no negative audio"):

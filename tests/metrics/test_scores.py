@@ -45,18 +45,14 @@ def test_saved_scores_come_back_bit_for_bit(tmp_path):
 
 
 def test_scores_without_segments_can_be_saved(tmp_path):
-    empty = make_scores(
-        values=np.empty(0), offsets=np.array([0]), labels=(), paths=(), word_end_seconds=np.empty(0)
-    )
+    empty = make_scores(values=np.empty(0), offsets=np.array([0]), labels=(), paths=(), word_end_seconds=np.empty(0))
     empty.save(tmp_path / "s.npz")
     assert len(Scores.load(tmp_path / "s.npz")) == 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_score_that_is_not_finite_is_refused(bad):
-    with pytest.raises(
-        ValueError, match=r"1 of 5 scores of 'float' are NaN or infinite, the first at frame 3"
-    ):
+    with pytest.raises(ValueError, match=r"1 of 5 scores of 'float' are NaN or infinite, the first at frame 3"):
         make_scores(values=np.array([0, 0, 0, bad, 0]))
 
 

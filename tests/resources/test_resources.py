@@ -164,13 +164,8 @@ def test_cost_by_hand():
 
 
 def test_fewer_bits_need_fewer_instructions_and_bytes():
-    costs = [
-        cost_table(small(b, g))[-1]["lanes_instructions"]
-        for b, g in ((8, "symmetric"), (5, "odd"), (4, "odd"))
-    ]
-    sizes = [
-        memory_summary(small(b, g))[2]["weights_bytes"] for b, g in ((8, "symmetric"), (5, "odd"), (4, "odd"))
-    ]
+    costs = [cost_table(small(b, g))[-1]["lanes_instructions"] for b, g in ((8, "symmetric"), (5, "odd"), (4, "odd"))]
+    sizes = [memory_summary(small(b, g))[2]["weights_bytes"] for b, g in ((8, "symmetric"), (5, "odd"), (4, "odd"))]
     assert costs[0] > costs[1] > costs[2]
     assert sizes[0] > sizes[1] > sizes[2]
 
