@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -107,7 +108,9 @@ def result_command(
     bits: Annotated[str, typer.Option(help="comma-separated weight widths")] = "8,5,4,2,1",
     batchnorm: Annotated[str, typer.Option(help="unfolded (8-bit codes, as the paper) or folded")] = "unfolded",
     root: Annotated[Path, typer.Option(help="where models and features are kept")] = Path("runs"),
-    out: Annotated[Path, typer.Option(help="folder that receives result.json and result.md")] = Path("reports/result"),
+    out: Annotated[Path, typer.Option(help="folder that receives result.json, result.md, det.png")] = Path(
+        "reports/result"
+    ),
     workers: int = 2,
 ) -> None:
     """The result table on recordings: float, post-training, two-stage training, integer inference.
@@ -115,7 +118,9 @@ def result_command(
     Example: kwsbench result --data data/speech_commands_v0.02 --keyword happy
     """
     from kwsbench.arithmetic.codebook import check_bits
-    from kwsbench.training.experiment import check_writable, open_experiment
+    from kwsbench.quantizers.attach import WeightPlan
+    from kwsbench.reports.pictures import det_picture
+    from kwsbench.training.experiment import System, check_writable, open_experiment
     from kwsbench.training.result import markdown, run_result
 
     widths = [check_bits(b) for b in _integers(bits, "--bits")]
@@ -123,6 +128,9 @@ def result_command(
     experiment = open_experiment(root, str(data), keyword, profile, batchnorm, workers=workers)
     chosen = _integers(seeds, "--seeds") if seeds else list(experiment.spec.profile.seeds)
     print(markdown(run_result(experiment, chosen, widths, out)))
+    systems = [System("float"), System("control"), *(System("stage_two", 0, WeightPlan("tanh", b)) for b in widths)]
+    curves = {s.label: [experiment.curve(replace(s, seed=seed)) for seed in chosen] for s in systems}
+    det_picture(curves, out / "det.png", experiment.spec.frr)
 
 
 def _integers(text: str, option: str) -> list[int]:

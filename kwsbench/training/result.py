@@ -20,7 +20,7 @@ from kwsbench.quantizers.attach import QuantizedSpotter, WeightPlan
 from kwsbench.training.experiment import Experiment, System, write_json
 from kwsbench.training.ladder import compare_exact
 
-FIGURES = ("frr", "fdr", "fdr_matched", "fdr_at_5", "fa_per_hour", "fa_per_hour_speech")
+FIGURES = ("frr", "fdr", "fa_per_hour", "fa_per_hour_speech", "fdr_matched", "fa_matched", "fdr_at_5")
 
 
 def systems_of(seed: int, bits: Sequence[int], method: str = "tanh") -> list[System]:
@@ -56,6 +56,7 @@ def measure(experiment: Experiment, system: System) -> dict[str, Any]:
     point = experiment.point(system)
     curve = experiment.curve(system)
     float_frr = experiment.point(reference).frr
+    matched = point_at_frr(curve, float_frr)
     row = {
         "system": system.label,
         "kind": system.kind,
@@ -64,7 +65,8 @@ def measure(experiment: Experiment, system: System) -> dict[str, Any]:
         **point.as_row(),
         "fdr_matched": fdr_at_frr(curve, float_frr),
         "fdr_at_5": fdr_at_frr(curve, 0.05),
-        "matched": point_at_frr(curve, float_frr).as_row(),
+        "fa_matched": matched.fa_per_hour,
+        "matched": matched.as_row(),
         "validation_threshold": point.threshold,
     }
     if system.kind in ("stage_two", "post_training"):
@@ -135,16 +137,20 @@ def markdown(result: dict[str, Any]) -> str:
     test = s["splits"]["test"]
     negatives = result["rows"][0]["n_negative_clips"]
     lines = [
-        f"# `{s['keyword']}`: {len(s['seeds'])} seed(s), profile {s['profile']}",
+        f"# `{s['keyword']}`: {len(s['seeds'])} seed(s), profile {s['profile']}, batchnorm {s['batchnorm']}",
+        "",
+        f"Made by `kwsbench result --data <corpus> --keyword {s['keyword']} --profile {s['profile']} --batchnorm "
+        f"{s['batchnorm']}`; corpus table SHA-256 {s['corpus'][:16]}.",
         "",
         f"Test: {test['positives']} positives of {test['positive_speakers']} speakers, {negatives} negative clips, "
         f"{result['rows'][0]['speech_hours']:.2f} h of continuous speech, SNR {s['test_snr_db'][0]:g} to "
         f"{s['test_snr_db'][1]:g} dB. Threshold of each system: the largest with validation FRR at most "
         f"{s['operating_frr']:.0%}. FDR = FA / (FA + TP) over clips. Matched: on the test curve, at the float model's "
-        "test FRR of the same seed. Figures are mean (lowest-highest) over seeds.",
+        "test FRR of the same seed. At 5% FRR: likewise. Values equal: layer outputs that are the same in training "
+        "emulation, NumPy reference and Numba kernel, of those compared. Figures are mean (lowest-highest) over seeds.",
         "",
-        "| system | FRR | FDR | FDR matched | FDR at 5% FRR | FA/h, all | FA/h, speech | values equal |",
-        "|---|---|---|---|---|---|---|---|",
+        "| system | FRR | FDR | FA/h, all | FA/h, speech | FDR matched | FA/h matched | FDR at 5% FRR | values equal |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["summary"]:
         cells = [row["system"]]
