@@ -467,6 +467,30 @@ def bars(
     return fig
 
 
+def histogram(
+    groups: Mapping[str, Sequence[float] | np.ndarray], x_title: str, title: str = "", bins: int = 20
+) -> go.Figure:
+    """Shares of values per bin, counted here; groups share their bins. Not-finite values are left out."""
+    arrays = {name: np.asarray(values, np.float64).ravel() for name, values in groups.items()}
+    arrays = {name: a[np.isfinite(a)] for name, a in arrays.items()}
+    if not arrays or any(a.size == 0 for a in arrays.values()):
+        raise ValueError(f"a histogram needs values; empty: {', '.join(n for n, a in arrays.items() if not a.size)}")
+    edges = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins)
+    fig = figure(title, x_title, "share of values (%)")
+    for i, (name, a) in enumerate(arrays.items()):
+        counts = np.histogram(a, edges)[0]
+        fig.add_bar(
+            x=_compact((edges[1:] + edges[:-1]) / 2),
+            y=_compact(100 * counts / a.size),
+            name=text(name),
+            marker={"color": PALETTE[i % len(PALETTE)]},
+            customdata=counts,
+            hovertemplate=f"%{{customdata}} of {a.size}<extra></extra>",
+        )
+    fig.update_layout(bargap=0.05, height=300, showlegend=len(arrays) > 1)
+    return fig
+
+
 def lines(
     x: Sequence[float],
     curves: Mapping[str, Sequence[float]],

@@ -5,7 +5,7 @@ Windows are int8 ``[T, stacked_frames * n_mels]``, as the ring gives them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -53,6 +53,30 @@ def some_windows(program: Program, bank: FeatureBank, most: int) -> np.ndarray:
     wanted = np.unique(np.linspace(0, counts[-1] - 1, min(most, counts[-1])).round().astype(np.int64))
     parts = [w[wanted[(wanted >= a) & (wanted < b)] - a] for w, (a, b) in zip(windows, pairwise(counts), strict=True)]
     return np.concatenate(parts)
+
+
+def rung_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A ladder's rows (training.ladder, as dictionaries) summed over layers: one row per pair of neighbouring rungs.
+
+    ``first_layer`` is the first in which they differ (None: they never do), ``sqnr_db`` that of the last layer.
+    """
+    table: list[dict[str, Any]] = []
+    for upper, lower in dict.fromkeys((row["upper"], row["lower"]) for row in rows):
+        mine = [row for row in rows if (row["upper"], row["lower"]) == (upper, lower)]
+        different = sum(row["different"] for row in mine)
+        compared = sum(row["compared"] for row in mine)
+        table.append(
+            {
+                "upper": upper,
+                "lower": lower,
+                "compared": compared,
+                "different": different,
+                "different_percent": 100 * different / compared,
+                "first_layer": next((row["layer"] for row in mine if row["different"]), None),
+                "sqnr_db": mine[-1]["sqnr_db"],
+            }
+        )
+    return table
 
 
 def proof_rows(program: Program, windows: np.ndarray) -> list[dict[str, Any]]:

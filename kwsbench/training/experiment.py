@@ -254,6 +254,10 @@ class Experiment:
                 self._models[system] = model
         return self._models[system]
 
+    def has_model(self, system: System) -> bool:
+        """Whether the model of a system is on disk already: asking for it then costs no training."""
+        return (self.folder(system) / "model.safetensors").is_file()
+
     def history(self, system: System) -> dict[str, list[float]]:
         """Loss and error over the steps of a system's own stage."""
         self.model(system)

@@ -193,6 +193,17 @@ def test_bars_carry_intervals_and_gaps():
     assert (bar.error_y.array[0], bar.error_y.arrayminus[0]) == (2.0, 1.0)
 
 
+def test_a_histogram_of_values_counts_what_is_finite():
+    fig = figures.histogram({"SNR": [0.0, 1.0, 1.0, 4.0, np.nan]}, "SNR (dB)", bins=4)
+    (bar,) = fig.data
+    assert bar.x.tolist() == [0.5, 1.5, 2.5, 3.5] and bar.y.tolist() == [25, 50, 0, 25]
+    assert fig.layout.xaxis.title.text == "SNR (dB)" and not fig.layout.showlegend
+    both = figures.histogram({"a": [0.0], "b": [10.0]}, "x", bins=2)
+    assert both.data[0].x.tolist() == both.data[1].x.tolist() == [2.5, 7.5], "groups share their bins"
+    with pytest.raises(ValueError, match="needs values; empty: b"):
+        figures.histogram({"a": [1.0], "b": [np.inf]}, "x")
+
+
 def test_a_waveform_keeps_its_extremes():
     rng = np.random.default_rng(1)
     audio = rng.uniform(-0.1, 0.1, 48_001).astype(np.float32)
