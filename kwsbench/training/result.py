@@ -15,7 +15,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from kwsbench.metrics.compare import spread
-from kwsbench.metrics.det import fdr_at_frr, point_at_frr
+from kwsbench.metrics.det import point_at_frr
 from kwsbench.quantizers.attach import QuantizedSpotter, WeightPlan
 from kwsbench.training.experiment import Experiment, System, write_json
 from kwsbench.training.ladder import compare_exact
@@ -63,8 +63,8 @@ def measure(experiment: Experiment, system: System) -> dict[str, Any]:
         "seed": system.seed,
         "bits": None if system.weights is None else system.weights.bits,
         **point.as_row(),
-        "fdr_matched": fdr_at_frr(curve, float_frr),
-        "fdr_at_5": fdr_at_frr(curve, 0.05),
+        "fdr_matched": matched.as_row()["fdr"],
+        "fdr_at_5": point_at_frr(curve, 0.05).as_row()["fdr"],
         "fa_matched": matched.fa_per_hour,
         "matched": matched.as_row(),
         "validation_threshold": point.threshold,
