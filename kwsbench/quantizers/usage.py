@@ -87,23 +87,22 @@ def best_scale(weights: np.ndarray, codebook: Codebook, per_channel: bool) -> np
     return mse_scale(weights, codebook, per_channel)
 
 
-def sqnr_rows(
-    weights: np.ndarray, bits: Sequence[int], methods: Sequence[str] = ("linear", "tanh")
-) -> list[dict[str, Any]]:
-    """SQNR in dB of fixed weights [N, K] by width: one row per width and rule.
+def sqnr_rows(weights: np.ndarray, bits: Sequence[int], methods: Sequence[str] = ("linear", "tanh")) -> list[dict]:
+    """SQNR in dB of fixed weights [N, K]: one row per width, one column per grid and rule.
 
-    Rules: the grid's codebook at max-abs and at best scale, with one scale for the tensor and one per row.
+    Rules: max-abs or best scale (least squared error); one scale for the tensor, or one per row.
     """
     rows = []
     for width in bits:
+        row: dict[str, Any] = {"width": width}
         for method in methods:
             book = CODEBOOKS[method](width)
-            row: dict[str, Any] = {"width": width, "grid": method}
-            for per_row, where in ((False, "tensor"), (True, "row")):
-                widest = max_abs_scale(weights, float(np.max(np.abs(book.levels))), per_row)
-                row[f"max-abs per {where}_db"] = rounded_sqnr_db(weights, book, widest)
-                row[f"best per {where}_db"] = rounded_sqnr_db(weights, book, best_scale(weights, book, per_row))
-            rows.append(row)
+            largest = float(np.max(np.abs(book.levels)))
+            for where, per_row in (("", False), (" per row", True)):
+                widest = max_abs_scale(weights, largest, per_row)
+                row[f"{method}, max-abs{where}_db"] = rounded_sqnr_db(weights, book, widest)
+                row[f"{method}, best{where}_db"] = rounded_sqnr_db(weights, book, best_scale(weights, book, per_row))
+        rows.append(row)
     return rows
 
 
@@ -129,9 +128,10 @@ def spread_rows(bits: Sequence[int], stds: Sequence[float], normal: np.ndarray) 
 def layer_rows(quantizers: Mapping[str, WeightQuantizer], float_weights: Mapping[str, np.ndarray]) -> list[dict]:
     """One row per layer: codes used of those there are, their entropy, SQNR, and the spread of the trained tensor.
 
-    ``sqnr_db`` compares the quantized weights with the trained float weights behind them; ``sqnr_to_float_db``
-    with the weights of the float model, and so includes how far training moved them. ``std_latent`` is the standard
-    deviation of the trained matrix: P itself for the tanh quantizer.
+    ``sqnr_db`` compares the quantized weights with the trained float weights behind them (None at 1 bit, where only
+    their sign counts and their scale is free); ``sqnr_to_float_db`` with the weights of the float model, and so
+    includes how far training moved them. ``std_latent`` is the standard deviation of the trained matrix: P itself for
+    the tanh quantizer.
     """
     rows = []
     for name, quantizer in quantizers.items():
@@ -145,7 +145,7 @@ def layer_rows(quantizers: Mapping[str, WeightQuantizer], float_weights: Mapping
                 "codes": len(counts),
                 "codes_used": int(np.count_nonzero(counts)),
                 "entropy_bits": entropy_bits(counts),
-                "sqnr_db": sqnr_db(_array(quantizer.latent()), quantized),
+                "sqnr_db": None if quantizer.bits == 1 else sqnr_db(_array(quantizer.latent()), quantized),
                 "sqnr_to_float_db": sqnr_db(float_weights[name], quantized),
                 "std_latent": float(trained.detach().std()),
             }

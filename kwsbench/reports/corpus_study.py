@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from kwsbench.data.batches import IGNORED
 from kwsbench.data.corpora import NOISE, SPEECH, SPLITS, Clip, Corpus
 from kwsbench.data.mixing import Mixer
 from kwsbench.data.rooms import Room, rt60_by_schroeder
 from kwsbench.features.lfbe import LfbeConfig, LfbeStream, lfbe
-
-LABEL_NAMES = {IGNORED: "ignored", 0: "negative"}
 
 
 def provenance(data: str, profile: str, illustrative: bool) -> str:
@@ -47,17 +43,15 @@ def _split_row(corpus: Corpus, keyword: str, split: str | None) -> dict[str, Any
     }
 
 
-def label_spans(labels: np.ndarray, frame_end_seconds: np.ndarray, keyword: str) -> list[tuple[float, float, str]]:
-    """Runs of equal frame labels as (start, end, name): a frame's label holds from the frame before to it.
+def label_spans(labels: np.ndarray, frame_end_seconds: np.ndarray) -> list[tuple[float, float, str]]:
+    """Where frame labels are not negative, as (start, end, name): a stretch "ignored", and within it "positive".
 
-    Negative stretches are left out: they are everything else.
+    A frame's label holds from the end of the frame before to its own.
     """
-    labels = np.asarray(labels)
-    changes = np.flatnonzero(np.diff(labels)) + 1
     spans = []
-    for a, b in pairwise([0, *changes.tolist(), len(labels)]):
-        name = LABEL_NAMES.get(int(labels[a]), f"positive: {keyword}")
-        if name != "negative":
+    for name, chosen in (("ignored", np.asarray(labels) != 0), ("positive", np.asarray(labels) > 0)):
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
+        for a, b in edges.reshape(-1, 2).tolist():
             before = frame_end_seconds[a - 1] if a else 0.0
             spans.append((float(before), float(frame_end_seconds[b - 1]), name))
     return spans

@@ -382,6 +382,8 @@ def codebook_usage(codes: np.ndarray, counts: np.ndarray, title: str = "Codebook
         text=told, x=0, xref="paper", xanchor="left", y=1, yref="paper", yanchor="bottom", showarrow=False,
         font={"size": 12},
     )  # fmt: skip
+    if len(codes) <= 16:
+        fig.update_xaxes(tickvals=[int(c) for c in codes])
     fig.update_layout(showlegend=False)
     return fig
 
@@ -422,7 +424,10 @@ def training_figure(histories: Mapping[str, Mapping[str, Sequence[float]]], titl
                 row=row,
                 col=1,
             )
-    fig.update_yaxes(title_text="loss", type="log", dtick="D2", row=1, col=1)
+    # Plotly's own ticks between decades would be bare digits.
+    ticks = [digit * 10.0**decade for decade in range(-6, 3) for digit in (1, 2, 5)]
+    labels = [f"{tick:.6f}".rstrip("0").rstrip(".") for tick in ticks]
+    fig.update_yaxes(title_text="loss", type="log", tickvals=ticks, ticktext=labels, row=1, col=1)
     fig.update_yaxes(title_text="wrong windows (%)", rangemode="tozero", row=2, col=1)
     fig.update_xaxes(title_text="step", row=2, col=1)
     fig.update_layout(height=HEIGHT_PX + 100)

@@ -22,19 +22,20 @@ from kwsbench.integer.program import Dense, Program
 ACCUMULATOR_LIMIT = 2**31
 GEMM_LIMIT = 2**24
 PRODUCT_LIMIT = 2**53
+TOTAL = "total"
 
 
-def some_segments(bank: FeatureBank, most: int) -> FeatureBank:
-    """A bank of at most ``most`` segments, spread evenly over ``bank``.
+def some_segments(bank: FeatureBank, most: int, most_frames: int) -> FeatureBank:
+    """A bank of at most ``most`` segments, spread evenly over ``bank``, each cut to its first ``most_frames``.
 
     Raises:
-        ValueError: ``most`` is not positive.
+        ValueError: a limit is not positive.
     """
-    if most < 1:
-        raise ValueError(f"a bank needs at least one segment, got most={most}")
+    if most < 1 or most_frames < 1:
+        raise ValueError(f"a bank needs at least one segment of one frame, got limits {most} and {most_frames}")
     kept = np.unique(np.linspace(0, len(bank) - 1, min(most, len(bank))).round().astype(np.int64))
-    lengths = np.diff(bank.offsets)[kept]
-    frames = np.concatenate([np.arange(bank.offsets[i], bank.offsets[i + 1]) for i in kept])
+    lengths = np.minimum(np.diff(bank.offsets)[kept], most_frames)
+    frames = np.concatenate([bank.offsets[i] + np.arange(n) for i, n in zip(kept, lengths, strict=True)])
     return replace(
         bank,
         features=bank.features[frames],
@@ -48,15 +49,18 @@ def some_segments(bank: FeatureBank, most: int) -> FeatureBank:
 
 def some_windows(program: Program, bank: FeatureBank, most: int) -> np.ndarray:
     """At most ``most`` int8 windows, spread evenly over all segments of a bank, each from a fresh ring."""
-    windows = [run.stack(program, bank.segment(i), run.fresh_ring(program))[0] for i in range(len(bank))]
-    counts = np.concatenate([[0], np.cumsum([len(w) for w in windows])])
-    wanted = np.unique(np.linspace(0, counts[-1] - 1, min(most, counts[-1])).round().astype(np.int64))
-    parts = [w[wanted[(wanted >= a) & (wanted < b)] - a] for w, (a, b) in zip(windows, pairwise(counts), strict=True)]
+    total = int(bank.offsets[-1])
+    wanted = np.unique(np.linspace(0, total - 1, min(most, total)).round().astype(np.int64))
+    parts = []
+    for i, (a, b) in enumerate(pairwise(bank.offsets.tolist())):
+        inside = wanted[(wanted >= a) & (wanted < b)] - a
+        if len(inside):
+            parts.append(run.stack(program, bank.segment(i), run.fresh_ring(program))[0][inside])
     return np.concatenate(parts)
 
 
 def rung_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A ladder's rows (training.ladder, as dictionaries) summed over layers: one row per pair of neighbouring rungs.
+    """A ladder's rows (training.ladder, as dictionaries) summed over layers: one row per rung, from one to the next.
 
     ``first_layer`` is the first in which they differ (None: they never do), ``sqnr_db`` that of the last layer.
     """
@@ -67,7 +71,7 @@ def rung_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         compared = sum(row["compared"] for row in mine)
         table.append(
             {
-                "upper": upper,
+                "rung": f"{upper} → {lower}",
                 "lower": lower,
                 "compared": compared,
                 "different": different,
@@ -122,11 +126,12 @@ def with_rounding(program: Program, rounding: str) -> Program:
 def rounding_rows(program: Program, windows: np.ndarray) -> list[dict[str, Any]]:
     """Per mode and layer of a folded program: outputs that differ from mode ``single``, and by how much at most.
 
-    ``alone`` feeds every mode the same inputs (those of ``single``); ``different`` lets differences travel on.
+    ``alone`` feeds every mode the same inputs (those of ``single``); ``different`` lets differences travel on. Each
+    mode closes with a row ``total``.
     """
     single = run.trace(with_rounding(program, "single"), windows)
     inputs = [windows, *single[:-1]]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for mode in REQUANTIZE:
         other = with_rounding(program, mode)
         outputs = run.trace(other, windows)
@@ -142,6 +147,12 @@ def rounding_rows(program: Program, windows: np.ndarray) -> list[dict[str, Any]]
                     "largest": int(gap.max(initial=0)),
                 }
             )
+        mine_rows = rows[-len(program.layers) :]
+        rows.append(
+            {"rounding": mode, "layer": TOTAL}
+            | {key: sum(row[key] for row in mine_rows) for key in ("outputs", "alone", "different")}
+            | {"largest": max(row["largest"] for row in mine_rows)}
+        )
     return rows
 
 
@@ -149,9 +160,10 @@ def accumulator_rows(program: Program, windows: np.ndarray) -> list[dict[str, An
     """Per accumulator of the accelerator's model and layer: overflows, and outputs that are wrong because of them.
 
     Every layer gets the exact inputs. ``overflows`` are final sums beyond int16 (acc16) or additions that
-    saturated (sat16); ``wrong`` are outputs that differ from the exact ones.
+    saturated (sat16); ``wrong`` are outputs that differ from the exact ones. Each accumulator closes with a
+    row ``total``.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in ACCUMULATORS:
         x = windows
         for layer in program.layers:
@@ -169,11 +181,14 @@ def accumulator_rows(program: Program, windows: np.ndarray) -> list[dict[str, An
                 }
             )
             x = exact
+        sums = {key: sum(row[key] for row in rows[-len(program.layers) :]) for key in ("outputs", "overflows", "wrong")}
+        total = {"accumulator": name, "layer": TOTAL} | sums
+        rows.append(total | {"wrong_percent": 100 * sums["wrong"] / sums["outputs"]})
     return rows
 
 
 def streaming_rows(
-    program: Program, frames: np.ndarray, chunks: Sequence[int], backend: str = "neon"
+    program: Program, frames: np.ndarray, chunks: Sequence[int], backend: str = "neon_sdot"
 ) -> list[dict[str, Any]]:
     """Per chunk size in frames: outputs compared with the whole file's, and how many differ (0 is the claim)."""
     whole, last = run.step(program, frames, run.fresh_ring(program), backend)

@@ -32,6 +32,7 @@ from kwsbench.reports.status import RunStatus, write_text
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 IMAGES = {"image/svg+xml": "svg+xml", "image/png": "png"}
+WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 ASSETS = ("page.css", "page.js")
 
 
@@ -125,9 +126,11 @@ def shown(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, int):
         return f"{value:,}"
+    if value == "" or value == [] or value == ():
+        return "(empty)"
     if isinstance(value, (list, tuple)):
         return ", ".join(shown(v) for v in value)
-    return "(empty)" if value == "" else str(value)
+    return str(value)
 
 
 def _inline(text: str) -> Markup:
@@ -210,6 +213,8 @@ def _add_output(blocks: list[Block], output: nbformat.NotebookNode) -> None:
         _caption(blocks, data.get("text/markdown", ""))
     elif KEY_FIGURES_MIME in data:
         return  # they stand in the strip at the top
+    elif WIDGET_MIME in data:
+        return  # progress bars and sliders live in JupyterLab only; their text is what they said at the start
     elif PLOTLY_MIME in data:
         blocks.append(_figure(data[PLOTLY_MIME], number=sum(b.kind == "figure" for b in blocks) + 1))
     elif "text/html" in data:

@@ -286,6 +286,12 @@ def test_terminal_output_reads_as_the_terminal_showed_it():
     assert "Printed output (3 lines)" in page
 
 
+def test_progress_bars_leave_nothing_behind():
+    bar = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "float: 0%| | 0/120"}
+    page = page_of(new_output("display_data", data=bar), new_output("stream", name="stdout", text="trained"))
+    assert "trained" in page and "0/120" not in page
+
+
 def test_pictures_become_data_of_the_page():
     png = "iVBORw0KGgo=\n"
     page = page_of(display_output(image__png=png, text__plain="x"))
@@ -360,6 +366,7 @@ def test_only_the_tags_of_tables_and_text_are_kept(dirty, clean):
         (0.123456, "0.1235"),
         ([8, 5], "8, 5"),
         ("", "(empty)"),
+        ([], "(empty)"),
         (None, "None"),
         ("x", "x"),
     ],
