@@ -28,6 +28,7 @@ def systems_of(seed: int, bits: Sequence[int], method: str = "tanh") -> list[Sys
     rows = [System("float", seed), System("control", seed)]
     for b in bits:
         rows.append(System("post_training", seed, WeightPlan("linear", b)))
+        rows.append(System("post_training", seed, WeightPlan("linear", b, per_channel=True)))
         rows.append(System("stage_one", seed, WeightPlan(method, b)))
         rows.append(System("stage_two", seed, WeightPlan(method, b)))
     return rows
