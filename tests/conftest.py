@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 # NumPy and torch read these when they load, which is after this file: the test workers share the cores.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+
+# The first example may compile a Numba loop, and other work may hold the machine: no time limit per example.
+settings.register_profile("kwsbench", deadline=None)
+settings.load_profile("kwsbench")
 
 CHROMIUM_FLAGS = (
     "--headless=new",
