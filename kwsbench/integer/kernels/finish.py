@@ -1,30 +1,11 @@
-"""What every kernel does with its int32 accumulators: requantize to int8, by layer kind. Plain Numba loops."""
+"""What every kernel does with its int32 accumulators: requantize to int8, by layer kind."""
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from kwsbench.integer.kernels.scalar import ROUNDINGS, clamp, requantize, requantize_unfolded
+from kwsbench.integer.kernels.scalar import ROUNDINGS, finish_folded_loop, finish_unfolded_loop
 from kwsbench.integer.program import Dense, UnfoldedDense
-
-
-def _finish_folded(acc, multiplier, shift, rounding, lo, y):
-    for t in range(acc.shape[0]):
-        for n in range(acc.shape[1]):
-            value = requantize(acc[t, n], multiplier[n], shift[n], rounding)
-            y[t, n] = np.int8(clamp(value, np.int64(lo), np.int64(127)))
-
-
-def _finish_unfolded(acc, a, b, m1, m2, shift, lo, y):
-    for t in range(acc.shape[0]):
-        for n in range(acc.shape[1]):
-            value = requantize_unfolded(acc[t, n], a[n], b[n], m1, m2, shift)
-            y[t, n] = np.int8(clamp(value, np.int64(lo), np.int64(127)))
-
-
-finish_folded_loop = njit(_finish_folded, cache=True)
-finish_unfolded_loop = njit(_finish_unfolded, cache=True)
 
 
 def finish(acc: np.ndarray, layer: Dense | UnfoldedDense) -> np.ndarray:

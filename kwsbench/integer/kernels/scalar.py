@@ -1,6 +1,9 @@
-"""Scalar integer operations for the Numba kernels, restated from arithmetic.fixedpoint and tested equal to it.
+"""Scalar integer operations for the Numba kernels, restated from arithmetic.fixedpoint and tested equal to it, and the
+loops that apply them to a layer's accumulators.
 
-Numba promotes int8 * int8 to int64, which hides wraps: every operation that must wrap or saturate is cast.
+Numba promotes int8 * int8 to int64, which hides wraps: every operation that must wrap or saturate is cast. The loops
+stand in this file because Numba's cache on disk is renewed when the file of the cached function changes, not
+when a function that it calls does: from another file they would go on running the old arithmetic after an edit here.
 """
 
 import numpy as np
@@ -41,3 +44,21 @@ _clamp = njit(_clamp)
 requantize = njit(_requantize)
 requantize_unfolded = njit(_requantize_unfolded)
 clamp = _clamp
+
+
+def _finish_folded(acc, multiplier, shift, rounding, lo, y):
+    for t in range(acc.shape[0]):
+        for n in range(acc.shape[1]):
+            value = requantize(acc[t, n], multiplier[n], shift[n], rounding)
+            y[t, n] = np.int8(clamp(value, np.int64(lo), np.int64(127)))
+
+
+def _finish_unfolded(acc, a, b, m1, m2, shift, lo, y):
+    for t in range(acc.shape[0]):
+        for n in range(acc.shape[1]):
+            value = requantize_unfolded(acc[t, n], a[n], b[n], m1, m2, shift)
+            y[t, n] = np.int8(clamp(value, np.int64(lo), np.int64(127)))
+
+
+finish_folded_loop = njit(_finish_folded, cache=True)
+finish_unfolded_loop = njit(_finish_unfolded, cache=True)
