@@ -55,7 +55,7 @@ class Codebook:
         """Index of the level of each value of ``x`` (int64, same shape). Compares in float64: exact."""
         if type(x).__module__.startswith("torch"):
             torch = sys.modules["torch"]
-            # NaN would silently take the last level; training checks its loss instead.
+            # NaN would silently take the last level; training checks its loss and parameters instead.
             bounds = torch.as_tensor(self.thresholds, device=x.device)
             return torch.bucketize(x.detach().double(), bounds, right=True)
         return np.searchsorted(self.thresholds, np.asarray(x, np.float64), side="right")

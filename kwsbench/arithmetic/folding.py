@@ -52,8 +52,9 @@ def fold(
     ``gemm_bound`` is the largest ``sum |c| max|x|`` of the layer.
 
     Raises:
-        ValueError: a constant channel that its grid cannot express (named).
+        ValueError: a constant channel that its grid cannot express, or a gain or offset that is not finite (named).
     """
+    _check_finite(g, offset, weight_step)
     unit = s_x * np.broadcast_to(weight_step, g.shape) * np.abs(g)  # real value of one accumulator unit
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         bias = round_half_up(offset / unit)
@@ -77,7 +78,12 @@ def fold(
 
 
 def unfold(g: np.ndarray, offset: np.ndarray, weight_step: np.ndarray, s_x: float, s_y: float) -> Unfolded:
-    """Section 3: 8-bit codes for gain and offset, and the layer's two multipliers on one shift."""
+    """Section 3: 8-bit codes for gain and offset, and the layer's two multipliers on one shift.
+
+    Raises:
+        ValueError: the shift is out of range, or a gain or offset is not finite (named).
+    """
+    _check_finite(g, offset, weight_step)
     if len(weight_step) > 1:
         g, step = g * weight_step, 1.0
     else:
@@ -101,8 +107,9 @@ def output_bias(bias: np.ndarray, unit: np.ndarray, unfolded: bool) -> np.ndarra
     """Section 4: int64 bias ``[N]`` of the last layer; ``unit = s_x s_w`` is ``[1]`` or ``[N]``.
 
     Raises:
-        ValueError: it does not fit ``|b| <= 2**30``.
+        ValueError: it does not fit ``|b| <= 2**30``, or is not finite.
     """
+    _check_finite(np.ones_like(bias), bias, unit)
     if not unfolded:
         b = round_half_up(bias / unit)
     else:
@@ -115,6 +122,14 @@ def output_bias(bias: np.ndarray, unit: np.ndarray, unfolded: bool) -> np.ndarra
     if np.max(np.abs(b)) > BIAS_MAX:
         raise ValueError(f"the last layer's bias {np.max(np.abs(bias)):.3g} exceeds 2^30 accumulator units")
     return np.asarray(b, np.int64)
+
+
+def _check_finite(g: np.ndarray, offset: np.ndarray, step: np.ndarray) -> None:
+    """NaN would turn into integers without a word: a code, or a constant channel."""
+    for name, values in (("gain", g), ("offset", offset), ("weight step", step)):
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise ValueError(f"the {name} of channel {bad[0]} is {values[bad[0]]}: the parameters are not finite")
 
 
 def _code_scale(x: np.ndarray) -> float:

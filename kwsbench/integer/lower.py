@@ -36,7 +36,7 @@ def lower(model: QuantizedSpotter, frame_seconds: float = 0.03, metadata: dict[s
         largest_input = 128 if i == 0 else 127
         layers.append(_hidden(model, i, s_x, largest_input))
         s_x = model.output_scale(i)
-    layers.append(_output(model, s_x))
+    layers.append(_output(model, s_x, 127 if layers else 128))
     return Program(
         keywords=model.config.keywords,
         n_mels=model.config.n_mels,
@@ -112,7 +112,7 @@ def _hidden(model: QuantizedSpotter, i: int, s_x: float, largest_input: int) -> 
     )
 
 
-def _output(model: QuantizedSpotter, s_x: float) -> OutputDense:
+def _output(model: QuantizedSpotter, s_x: float, largest_input: int) -> OutputDense:
     quantizer = model.quantizer(-1)
     name = f"layer{len(model.norms)}"
     codes = _array(quantizer.codes()).astype(np.int8)
@@ -129,7 +129,7 @@ def _output(model: QuantizedSpotter, s_x: float) -> OutputDense:
         grid=quantizer.grid,
         bias=bias.astype(np.int32),
         scale=np.broadcast_to(unit.astype(np.float64), (len(codes),)).copy(),
-        proof=prove(name, codes, bias, 127),
+        proof=prove(name, codes, bias, largest_input),
     )
 
 

@@ -45,6 +45,8 @@ def stack(program: Program, frames: np.ndarray, ring: np.ndarray) -> tuple[np.nd
         raise ValueError(f"this program takes frames of {program.n_mels} mel bands, got shape {frames.shape}")
     if not np.all(np.isfinite(frames)):
         raise ValueError("the frames hold NaN or infinite values: check the audio before the features")
+    if len(frames) == 0:
+        return np.empty((0, program.stacked_frames * program.n_mels), np.int8), ring
     history = np.concatenate([ring, reference.quantize_input(frames, program.input)])
     windows = np.lib.stride_tricks.sliding_window_view(history, program.stacked_frames, axis=0)
     windows = windows.transpose(0, 2, 1).reshape(len(frames), -1)

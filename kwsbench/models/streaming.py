@@ -18,8 +18,10 @@ def fresh_ring(batch: int, stacked_frames: int, n_mels: int, like: torch.Tensor)
 def stack_frames(x: torch.Tensor, ring: torch.Tensor, stacked_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
     """New frames ``[B, T, M]`` and the ring -> windows ``[B, T, stacked_frames * M]`` and the next ring.
 
-    Window t ends at new frame t; inside a window time runs oldest first, mel fastest.
+    Window t ends at new frame t; inside a window time runs oldest first, mel fastest. No frames, no windows.
     """
+    if x.shape[1] == 0:
+        return x.new_empty(len(x), 0, stacked_frames * x.shape[2]), ring
     frames = torch.cat([ring, x], dim=1)
     windows = frames.unfold(1, stacked_frames, 1)  # [B, T, M, stacked_frames]
     keep = stacked_frames - 1

@@ -223,7 +223,7 @@ class QuantizedSpotter(nn.Module):
         x = (windows - self.mean) * self.inverse_std
         magnitude = x.abs().flatten()
         rank = max(1, int(input_percentile / 100 * magnitude.numel()))
-        self.input_scale.fill_(float(magnitude.kthvalue(rank).values) / 127)
+        self.input_scale.fill_(float(magnitude.kthvalue(rank).values.clamp_min(1e-3)) / 127)
         x = x.flatten(1)
         for i in range(len(self.norms)):
             a = F.linear(x, self.weight(i), self.biases[i])

@@ -102,7 +102,8 @@ class DorefaWeight(WeightQuantizer):
         quantized = self.codebook.quantize(squashed)
         axis = 1 if per_channel else None
         # Least squares: the scale that brings the quantized shape closest to the float weight.
-        scale = np.sum(array * quantized, axis=axis) / np.sum(quantized**2, axis=axis)
+        energy = np.maximum(np.sum(quantized**2, axis=axis), 1e-12)  # zero weights: any scale will do
+        scale = np.sum(array * quantized, axis=axis) / energy
         scale = np.maximum(np.reshape(scale, -1), 1e-6)
         self.log_scale = nn.Parameter(torch.as_tensor(np.log(scale), dtype=torch.float32))
 

@@ -158,6 +158,43 @@ def test_proofs_bound_the_worst_case_and_are_reached():
         assert layer.proof.max_abs_accumulator < 2**31
 
 
+def test_a_model_without_hidden_layers_is_proven_for_its_whole_input():
+    """Its only layer meets -128. 16 products -16 * -128 in one int16 lane would wrap: one product fewer fits."""
+    config = SpotterConfig(n_mels=8, stacked_frames=20, hidden=())
+    model = QuantizedSpotter(Spotter(config), stage_two_plan(WeightPlan("linear", 5)))
+    model.calibrate(torch.randn(50, 20, 8))
+    with torch.no_grad():
+        model.weights[0].weight.fill_(-10)
+    program = lower(model)
+    layer = program.layers[0]
+    assert layer.proof.max_abs_input == 128
+    x = np.full((20, 8), -50, np.float32)
+    for backend in ("reference", "neon", "neon_sdot", "npu"):
+        acc, _ = run.step(program, x, run.fresh_ring(program), backend)
+        assert np.array_equal(acc[-1] - layer.bias, [layer.proof.max_abs_gemm] * 2) and acc[-1, 0] > 0, backend
+
+
+def test_no_frames_give_no_outputs_and_leave_the_ring():
+    _, ring = run.step(PROGRAM, frames(9), run.fresh_ring(PROGRAM))
+    for backend in run.BACKENDS:
+        y, after = run.step(PROGRAM, frames(0), ring, backend)
+        assert y.shape == (0, 3)
+        assert np.array_equal(after, ring)
+    assert run.run(PROGRAM, frames(0)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("form", ["folded", "unfolded"])
+@pytest.mark.parametrize("where, name", [("gamma", "gain"), ("beta", "offset")])
+def test_parameters_that_are_not_finite_are_refused(form, where, name):
+    model = random_model(stage_two_plan(WeightPlan("tanh", 5), form))
+    with torch.no_grad():
+        getattr(model.norms[1], where)[4] = float("nan")
+    with pytest.raises(ValueError, match=f"the {name} of channel 4 is nan"):
+        lower(model)
+    with pytest.raises(ValueError, match=f"the {name} of channel 4 is nan"):
+        emulate(model, frames(3))
+
+
 def test_overflows_are_refused_by_name():
     codes = np.full((2, 1200), 127, np.int8)
     with pytest.raises(LoweringError, match=r"layer9: row 0 can reach \d+, beyond the 2\^24"):

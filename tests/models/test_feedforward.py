@@ -31,6 +31,14 @@ def test_streamed_equals_whole_for_many_chunk_sizes():
         assert torch.equal(state, end)
 
 
+def test_no_frames_give_no_outputs_and_leave_the_state():
+    model = Spotter(SpotterConfig(("a", "b"))).eval()
+    state = torch.randn(2, 30, 20)
+    y, after = model.step(torch.empty(2, 0, 20), state)
+    assert y.shape == (2, 0, 3)
+    assert torch.equal(after, state)
+
+
 def test_training_windows_and_streaming_see_the_same_input():
     torch.manual_seed(0)
     model = Spotter(SpotterConfig()).eval()

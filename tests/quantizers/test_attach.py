@@ -138,3 +138,10 @@ def test_changing_the_weights_between_stages_is_refused():
     model = QuantizedSpotter(Spotter(CONFIG), stage_one_plan(WeightPlan("tanh", 4)))
     with pytest.raises(ValueError, match="changes the weights of layer 0"):
         model.replan(stage_two_plan(WeightPlan("tanh", 5)))
+
+
+def test_silent_calibration_windows_leave_usable_ranges():
+    model = QuantizedSpotter(Spotter(CONFIG), stage_two_plan(WeightPlan("tanh", 4)))
+    model.calibrate(torch.zeros(64, 4, 6))
+    assert float(model.input_scale) > 0
+    assert torch.isfinite(model(torch.randn(8, 4, 6))).all()

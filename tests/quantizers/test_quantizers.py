@@ -103,6 +103,14 @@ def test_best_clip_of_a_gaussian_reaches_the_known_sqnr(bits, published):
     assert abs(sqnr_db(w, s * book.quantize(w / s)) - published) < 0.15
 
 
+@pytest.mark.parametrize("method, bits, per_channel", EVERY)
+def test_rows_of_zeros_have_a_finite_scale(method, bits, per_channel):
+    w = weight()
+    w[3:] = 0
+    assert torch.isfinite(QUANTIZERS[method](w, bits, per_channel).quantized()).all()
+    assert torch.isfinite(QUANTIZERS[method](0 * w, bits, per_channel).quantized()).all()
+
+
 @pytest.mark.parametrize("bits", [0, 9, 3.5])
 @pytest.mark.parametrize("method", sorted(QUANTIZERS))
 def test_impossible_bits_are_refused(method, bits):
