@@ -64,7 +64,7 @@ def train(
     ``checkpoint`` is a file for the state in between; it is removed when the stage is done.
 
     Raises:
-        FloatingPointError: the loss is not finite (step and stage named).
+        FloatingPointError: the loss or a parameter is not finite (step and stage named).
         CheckpointError: the checkpoint belongs to another stage or model.
     """
     optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, foreach=True)
@@ -98,15 +98,18 @@ def train(
                             f"the loss of stage {config.name!r} is {value} at step {step}: lower the learning rate "
                             f"({config.learning_rate})"
                         )
+                    _check_finite(model, config, step)
                     history["step"].append(step)
                     history["loss"].append(value)
                     history["error"].append(float((logits.argmax(1) != labels).float().mean()))
                     bar.set_postfix(loss=f"{value:.4f}", refresh=False)
                 bar.update()
-                due = (step + 1) % config.checkpoint_every == 0 or interrupted()
-                if checkpoint is not None and due and step + 1 < config.steps:
+                # Asked once: no interrupt is raised without its checkpoint, a later one waits for the next step.
+                stop = interrupted()
+                due = (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps
+                if checkpoint is not None and (due or stop):
                     _save(checkpoint, model, optimizer, sampler, config, history, step + 1)
-                if interrupted():
+                if stop:
                     raise KeyboardInterrupt
     finally:
         bar.close()
@@ -140,6 +143,16 @@ def learning_rate(config: StageConfig, step: int) -> float:
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * done))
     return config.learning_rate * (config.final_rate + (1 - config.final_rate) * cosine)
+
+
+def _check_finite(model: nn.Module, config: StageConfig, step: int) -> None:
+    """Integer codes hide NaN: a quantized model may have broken parameters and a finite loss."""
+    for name, p in model.named_parameters():
+        if not torch.isfinite(p).all():
+            raise FloatingPointError(
+                f"parameter {name} of stage {config.name!r} is not finite at step {step}: lower the learning rate "
+                f"({config.learning_rate})"
+            )
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict]:

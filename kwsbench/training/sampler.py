@@ -28,6 +28,13 @@ class SamplerConfig:
     mask_frames: int = 4
     mask_mels: int = 3
 
+    def __post_init__(self) -> None:
+        shares = (self.positive_share, self.speech_share, self.hard_share)
+        if self.batch < 1 or min(self.mask_frames, self.mask_mels) < 0:
+            raise ValueError(f"a batch needs at least one window and masks no negative length, got {self}")
+        if min(shares) < 0 or self.positive_share > 1 or self.speech_share + self.hard_share > 1:
+            raise ValueError(f"shares lie in 0..1, those of speech and hard negatives together too, got {self}")
+
 
 class WindowSampler:
     """Draws ``(windows float32 [B, stacked_frames, n_mels], labels int64 [B])``.
@@ -39,7 +46,9 @@ class WindowSampler:
     def __init__(self, bank: FeatureBank, stacked_frames: int, config: SamplerConfig, seed: int, device: str = "cpu"):
         self.config, self.seed, self.stacked_frames = config, seed, stacked_frames
         self.mean = bank.features.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self.std = np.maximum(bank.features.std(axis=0, dtype=np.float64), 1e-3).astype(np.float32)
+        # Band by band: over the whole matrix at once NumPy would copy it in float64, gigabytes for a large corpus.
+        std = [bank.features[:, m].std(dtype=np.float64) for m in range(bank.features.shape[1])]
+        self.std = np.maximum(std, 1e-3).astype(np.float32)
         # One extra row, the mean frame, stands in for frames before a segment's start.
         self.features = torch.as_tensor(np.concatenate([bank.features, self.mean[None]]), device=device)
         lengths = np.diff(bank.offsets)
@@ -71,6 +80,7 @@ class WindowSampler:
         n_speech = round(n_negative * c.speech_share) if len(self.speech_negatives) else 0
         if len(self.word_negatives) == 0:
             n_speech = n_negative - n_hard
+        n_speech = min(n_speech, n_negative - n_hard)
         ends = np.concatenate(
             [
                 rng.choice(self.positives, n_positive),

@@ -157,6 +157,26 @@ def test_an_interrupt_finishes_the_step_and_loses_nothing(tmp_path, monkeypatch)
     assert torch.equal(whole.dense[0].weight, resumed.dense[0].weight)
 
 
+def test_an_interrupt_in_the_last_step_keeps_the_finished_stage(tmp_path, monkeypatch):
+    whole = fresh("float")
+    history = train(whole, sampler(), STAGE, None, progress=False)
+    real = WindowSampler.batch
+
+    def interrupting(self, step):
+        if step == STAGE.steps - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, step)
+
+    monkeypatch.setattr(WindowSampler, "batch", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh("float"), sampler(), STAGE, tmp_path / "c", progress=False)
+    resumed = fresh("float")
+    monkeypatch.setattr(WindowSampler, "batch", lambda *_: pytest.fail("there was no step left to do"))
+    assert train(resumed, sampler(), STAGE, tmp_path / "c", progress=False) == history
+    assert torch.equal(whole.dense[0].weight, resumed.dense[0].weight)
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_checkpoint_of_another_stage_seed_or_model_is_refused(tmp_path):
     model = fresh("float")
     s = sampler()
@@ -201,6 +221,36 @@ def test_a_loss_that_explodes_is_named():
     model.dense[0].weight.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="loss of stage 'test' is nan at step 0"):
         train(model, sampler(), STAGE, None, progress=False)
+
+
+def test_broken_parameters_behind_a_finite_loss_are_named():
+    """Codes are integers whatever stands behind them, so the loss alone would not tell."""
+    model = fresh("stage 2")
+    model.weights[1].latent_weight.data[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"parameter weights\.1\.latent_weight of stage 'test' is not finite"):
+        train(model, sampler(), STAGE, None, progress=False)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"batch": 0}, {"mask_mels": -1}, {"positive_share": 1.1}, {"hard_share": -0.1}, {"speech_share": 0.8}]
+)
+def test_impossible_batches_are_refused(bad):
+    with pytest.raises(ValueError, match=r"(a batch needs|shares lie)"):
+        SamplerConfig(**bad)
+
+
+@pytest.mark.parametrize("hard_share", [0.3, 0.5, 0.7])
+def test_a_batch_has_its_size_whatever_the_shares(hard_share):
+    s = sampler(batch=61, hard_share=hard_share, speech_share=1 - hard_share)
+    s.hard = s.word_negatives[:20]
+    windows, labels = s.batch(0)
+    assert len(windows) == len(labels) == 61
+
+
+def test_normalisation_is_mean_and_deviation_of_all_frames():
+    s, features = sampler(), bank().features.astype(np.float64)
+    assert np.allclose(s.mean, features.mean(0), rtol=1e-6, atol=1e-7)
+    assert np.allclose(s.std, features.std(0), rtol=1e-6)
 
 
 def test_the_learning_rate_warms_up_and_decays():
