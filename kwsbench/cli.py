@@ -14,7 +14,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Corpora: fetch, generate, che
 app.add_typer(data_app, name="data")
 
 # What a user can cause; anything else is a defect and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, RuntimeError)
+USER_ERRORS = (ValueError, OSError, RuntimeError, FloatingPointError)
 
 
 @data_app.command("fetch")
@@ -124,9 +124,14 @@ def result_command(
     from kwsbench.training.result import markdown, run_result
 
     widths = [check_bits(b) for b in _integers(bits, "--bits")]
+    given_seeds = _integers(seeds, "--seeds") if seeds else []
+    if any(seed < 0 for seed in given_seeds):
+        raise ValueError(f"--seeds takes integers from 0, got {seeds!r}")
+    if batchnorm not in ("unfolded", "folded"):
+        raise ValueError(f"--batchnorm must be unfolded or folded, got {batchnorm!r}")
     check_writable(out)
     experiment = open_experiment(root, str(data), keyword, profile, batchnorm, workers=workers)
-    chosen = _integers(seeds, "--seeds") if seeds else list(experiment.spec.profile.seeds)
+    chosen = given_seeds or list(experiment.spec.profile.seeds)
     print(markdown(run_result(experiment, chosen, widths, out)))
     systems = [System("float"), System("control"), *(System("stage_two", 0, WeightPlan("tanh", b)) for b in widths)]
     curves = {s.label: [experiment.curve(replace(s, seed=seed)) for seed in chosen] for s in systems}
@@ -135,9 +140,12 @@ def result_command(
 
 def _integers(text: str, option: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        values = [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} takes comma-separated integers, got {text!r}") from None
+    if len(set(values)) < len(values):
+        raise ValueError(f"{option} names an integer twice, got {text!r}")
+    return values
 
 
 def main() -> None:

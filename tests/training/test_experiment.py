@@ -48,7 +48,7 @@ def test_the_whole_path_gives_an_honest_table(experiment, tmp_path):
     result = run_result(experiment, [0], [5, 1], tmp_path)
     systems = [r["system"] for r in result["rows"]]
     assert systems[:2] == ["float", "float, equal steps"]
-    assert len(systems) == 2 + 3 * 2
+    assert len(systems) == 2 + 4 * 2
     positives = len(experiment.corpus.select("computer", "test"))
     for row in result["rows"]:
         assert row["n_positives"] == positives
@@ -200,6 +200,23 @@ def test_widths_that_are_no_numbers_are_refused(monkeypatch, capsys, tmp_path, c
     assert code == 2 and "--bits takes comma-separated integers, got '8;5'" in err
 
 
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("--batchnorm", "float", "--batchnorm must be unfolded or folded, got 'float'"),
+        ("--seeds", "-1", "--seeds takes integers from 0, got '-1'"),
+        ("--seeds", "0,1,0", "--seeds names an integer twice, got '0,1,0'"),
+        ("--bits", "5,5", "--bits names an integer twice, got '5,5'"),
+    ],
+)
+def test_other_senseless_options_are_refused_before_any_work(
+    monkeypatch, capsys, tmp_path, corpus, option, value, message
+):
+    code, err = run_main(monkeypatch, capsys, *result(corpus, tmp_path, option, value))
+    assert code == 2 and message in err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_unwritable_output_is_refused(monkeypatch, capsys, tmp_path, corpus):
     (tmp_path / "file").write_text("not a folder")
     code, err = run_main(monkeypatch, capsys, *result(corpus, tmp_path / "file"))
@@ -212,6 +229,7 @@ def test_an_unknown_profile_is_refused(monkeypatch, capsys, tmp_path, corpus):
 
 
 def test_a_checkpoint_of_another_model_is_refused(experiment):
+    experiment.model(System("float"))
     folder = experiment.folder(System("float"))
     changed = replace_experiment(experiment)
     changed.spec = replace(experiment.spec, hidden=(8,))
