@@ -83,6 +83,8 @@ def test_levels_off_an_integer_grid_are_refused_with_the_nearest_step():
 def test_integer_levels_are_found_without_being_told():
     step, codes = integer_form(midpoint_codebook(np.array([-0.75, -0.25, 0.5])))
     assert np.allclose(step * codes, [-0.75, -0.25, 0.5], rtol=0, atol=1e-12)
+    step, codes = integer_form(midpoint_codebook(np.array([-1.26, 0.01, 1.27])))
+    assert codes.tolist() == [-126, 1, 127]
 
 
 @pytest.mark.parametrize("bits", [0, 9, -1, 2.5, "4", True, None])

@@ -1,11 +1,14 @@
 """kernel = reference = training emulation, value by value; streamed = whole; saved = loaded."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kwsbench.export.pack import code_range
 from kwsbench.integer import run
 from kwsbench.integer.kernels import neon, npu
 from kwsbench.integer.lower import LoweringError, lower, prove
@@ -98,6 +101,30 @@ def test_a_channel_with_no_gain_is_constant(method, form):
     assert abs(traced[0][0, 3] - min(max(expected, 0), 127)) <= tolerance
 
 
+@pytest.mark.parametrize("form", ["folded", "unfolded"])
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("method", sorted(QUANTIZERS))
+def test_every_stored_code_lies_on_its_grid(method, bits, form):
+    """Also the lowest code of two's complement in a row that folding negates."""
+    model = random_model(stage_two_plan(WeightPlan(method, bits), form))
+    with torch.no_grad():
+        for quantizer in model.weights:
+            if method == "linear":
+                quantizer.log_step.sub_(2.0)  # many weights lie beyond the range, so the lowest code is used
+    x = frames(20)
+    emulated, _ = emulate(model, x)
+    program = lower(model)
+    for layer in program.layers:
+        low, high, step = code_range(layer.weight_bits, layer.grid)
+        assert low <= layer.codes.min() and layer.codes.max() <= high
+        assert np.all((layer.codes.astype(int) - low) % step == 0)
+    if method == "linear":
+        assert min(layer.codes.min() for layer in program.layers) == low
+    windows, _ = run.stack(program, x, run.fresh_ring(program))
+    for mine, theirs in zip(run.trace(program, windows), emulated):
+        assert np.array_equal(mine, theirs)
+
+
 @given(cuts=st.lists(st.integers(1, 30), min_size=1, max_size=20), backend=st.sampled_from(sorted(run.BACKENDS)))
 @settings(max_examples=40, deadline=None)
 def test_streamed_equals_whole_for_every_chunking(cuts, backend):
@@ -150,12 +177,47 @@ def test_truncated_and_foreign_programs_are_refused(tmp_path):
 
 def test_proofs_bound_the_worst_case_and_are_reached():
     """The bound is attained by the input that takes each code's sign: it is tight, not merely safe."""
+    assert [layer.proof.max_abs_input for layer in PROGRAM.layers] == [128, 127, 127, 127]
     for layer in PROGRAM.layers:
         worst = np.where(layer.codes > 0, layer.proof.max_abs_input, -layer.proof.max_abs_input)
         row = np.abs(layer.codes.astype(np.int64)).sum(1).argmax()
         assert int(np.sum(worst[row] * layer.codes[row].astype(np.int64))) == layer.proof.max_abs_gemm
         assert layer.proof.max_abs_gemm < 2**24
         assert layer.proof.max_abs_accumulator < 2**31
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e5])
+def test_the_proof_of_an_unfolded_layer_bounds_both_products(beta):
+    model = random_model(stage_two_plan(WeightPlan("tanh", 5)))
+    with torch.no_grad():
+        model.norms[0].beta.fill_(beta)
+    layer = lower(model).layers[0]
+    acc = np.abs(layer.codes.astype(np.int64)).sum(1) * 128
+    gain = int(np.max(acc * np.abs(layer.gain_codes.astype(np.int64)))) * layer.m1
+    offset = int(np.max(np.abs(layer.offset_codes.astype(np.int64)))) * layer.m2
+    assert layer.proof.max_abs_product == max(gain, offset)
+    assert (offset > gain) == (beta > 0)
+
+
+def test_offsets_beyond_53_bits_are_refused():
+    model = random_model(stage_two_plan(WeightPlan("tanh", 5)))
+    with torch.no_grad():
+        model.norms[0].beta.fill_(1e12)
+    with pytest.raises(LoweringError, match=r"layer0: a product can reach \d+, beyond 2\^53"):
+        lower(model)
+
+
+@pytest.mark.parametrize("form", ["folded", "unfolded"])
+def test_without_relu_a_layer_keeps_its_negative_outputs(form):
+    program = lower(random_model(stage_two_plan(WeightPlan("tanh", 5), form)))
+    windows, _ = run.stack(program, frames(60, size=2.0), run.fresh_ring(program))
+    layer = program.layers[0]
+    with_relu = run.run_reference_layer(windows, layer)
+    without = run.run_reference_layer(windows, replace(layer, relu=False))
+    assert without.min() < -50
+    assert np.array_equal(np.maximum(without, 0), with_relu)
+    for backend in run.BACKENDS.values():
+        assert np.array_equal(backend(windows, replace(layer, relu=False)), without)
 
 
 def test_a_model_without_hidden_layers_is_proven_for_its_whole_input():

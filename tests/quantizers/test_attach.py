@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kwsbench.models.feedforward import Spotter, SpotterConfig
+from kwsbench.models.feedforward import EPSILON, Spotter, SpotterConfig
 from kwsbench.quantizers.attach import (
     Plan,
     QuantizedSpotter,
@@ -102,20 +102,29 @@ def test_gradients_reach_every_parameter_in_stage_two(form):
 
 @pytest.mark.parametrize("form", ["folded", "unfolded"])
 def test_the_straight_through_gradient_is_that_of_the_float_layer(form):
-    """Against the float model with the same quantized weights, at 8 bits, where the two forwards nearly agree."""
+    """Against the float model at 8 bits, where the two forwards nearly agree; every parameter, negative gains too."""
     torch.manual_seed(1)
     model = Spotter(CONFIG).eval()
+    for norm in model.norms:
+        for p in (norm.gain, norm.gamma):
+            p.data.uniform_(0.5, 1.5).mul_(torch.where(torch.rand(16) < 0.3, -1, 1))
+        norm.beta.data.normal_().mul_(0.3)
+        norm.mean.normal_().mul_(0.3)
+    for dense in model.dense:
+        dense.bias.data.normal_().mul_(0.3)
     windows = torch.randn(400, 4, 6)
     quantized = QuantizedSpotter(model, stage_two_plan(WeightPlan("linear", 8), form)).eval()
     quantized.calibrate(windows, input_percentile=100)
     upstream = torch.randn(400, 2)
     (quantized(windows) * upstream).sum().backward()
     (model(windows) * upstream).sum().backward()
-    for i in range(3):
-        mine, theirs = quantized.weights[i].weight.grad.flatten(), model.dense[i].weight.grad.flatten()
-        assert torch.nn.functional.cosine_similarity(mine, theirs, dim=0) > 0.98
-    for mine, theirs in ((quantized.norms[0].gamma.grad, model.norms[0].gamma.grad),):
-        assert torch.nn.functional.cosine_similarity(mine, theirs, dim=0) > 0.98
+    pairs = {f"weight {i}": (quantized.weights[i].weight, model.dense[i].weight) for i in range(3)}
+    pairs |= {f"bias {i}": (quantized.biases[i], model.dense[i].bias) for i in range(3)}
+    for name in ("gain", "gamma", "beta"):
+        pairs |= {f"{name} {i}": (getattr(quantized.norms[i], name), getattr(model.norms[i], name)) for i in range(2)}
+    for name, (mine, theirs) in pairs.items():
+        assert torch.nn.functional.cosine_similarity(mine.grad.flatten(), theirs.grad.flatten(), dim=0) > 0.97, name
+        assert abs(float(mine.grad.norm() / theirs.grad.norm()) - 1) < 0.05, name
 
 
 def test_observing_moves_statistics_and_ranges_and_freezing_stops_it():
@@ -132,6 +141,43 @@ def test_observing_moves_statistics_and_ranges_and_freezing_stops_it():
     model(windows)
     after = (model.norms[0].mean, model.norms[0].var, model.output_ranges)
     assert not any(torch.equal(a, b) for a, b in zip(before, after))
+
+
+def test_what_observing_does_by_its_equations():
+    """Batchnorm statistics follow the batch with weight 0.05, ranges the largest activation with weight 0.01."""
+    torch.manual_seed(0)
+    model = QuantizedSpotter(Spotter(CONFIG), stage_two_plan(WeightPlan("tanh", 4)))
+    for p in (*model.norms[0].parameters(), *model.biases):
+        p.data.normal_()
+    windows = torch.randn(256, 4, 6)
+    model.calibrate(windows)
+    mean, var, limit = model.norms[0].mean.clone(), model.norms[0].var.clone(), model.output_ranges[0].clone()
+    model.observing = True
+    model(windows)
+    with torch.no_grad():
+        real = model.normalise(windows).flatten(1) * model.input_scale
+        a = real @ model.weight(0).T + model.biases[0]
+        norm = model.norms[0]
+        assert torch.allclose(norm.mean, 0.95 * mean + 0.05 * a.mean(0), atol=1e-5)
+        assert torch.allclose(norm.var, 0.95 * var + 0.05 * a.var(0), rtol=1e-4)
+        z = norm.gain * (norm.gamma * (a - norm.mean) / torch.sqrt(norm.var + EPSILON) + norm.beta)
+        assert torch.allclose(model.output_ranges[0], 0.99 * limit + 0.01 * z.max(), rtol=1e-5)
+
+
+def test_calibration_takes_a_percentile_of_the_inputs_and_the_largest_activations():
+    torch.manual_seed(0)
+    float_model = Spotter(CONFIG).eval()
+    float_model.set_normalisation(torch.randn(6), torch.rand(6) + 0.5)
+    model = QuantizedSpotter(float_model, stage_two_plan(WeightPlan("linear", 8)))
+    windows = torch.randn(300, 4, 6)
+    x = float_model.normalise(windows)
+    for percentile in (50.0, 99.0, 100.0):
+        model.calibrate(windows, input_percentile=percentile)
+        want = torch.quantile(x.abs(), percentile / 100)
+        assert torch.isclose(127 * model.input_scale[0], want, rtol=0.01)
+    with torch.no_grad():
+        first = (x.flatten(1) @ model.weight(0).T + model.biases[0]).div((1 + EPSILON) ** 0.5)
+    assert torch.isclose(model.output_ranges[0], first.max(), rtol=1e-5)
 
 
 def test_changing_the_weights_between_stages_is_refused():

@@ -70,6 +70,18 @@ def test_tanh_gradient_is_that_of_s_tanh(bits):
     assert torch.allclose(q.latent_weight.grad, expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_dorefa_gradient_is_that_of_its_equation_the_peak_included(per_channel):
+    q = QUANTIZERS["dorefa"](weight(), 4, per_channel)
+    upstream = torch.randn(12, 40, generator=torch.Generator().manual_seed(1))
+    (q.quantized() * upstream).sum().backward()
+    w = weight().requires_grad_()
+    t = torch.tanh(w)
+    peak = t.abs().max(dim=1, keepdim=True).values if per_channel else t.abs().max()
+    (torch.exp(q.log_scale.detach())[:, None] * t / peak * upstream).sum().backward()
+    assert torch.allclose(q.weight.grad, w.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_linear_gradient_is_masked_outside_the_range_and_lsq_scaled():
     q = LinearWeight(weight(), 4)
     with torch.no_grad():
