@@ -87,6 +87,23 @@ def test_masks_replace_whole_runs_by_the_mean():
     assert torch.all(masked[changed] == s.features[-1].expand_as(masked)[changed])
 
 
+def test_masks_have_every_length_up_to_the_longest():
+    clean = sampler(batch=2000, mask_frames=0, mask_mels=0).batch(0)[0]
+    frames = sampler(batch=2000, mask_frames=2, mask_mels=0).batch(0)[0] != clean
+    assert set(frames.any(2).sum(1).tolist()) == {0, 1, 2}
+    mels = sampler(batch=2000, mask_frames=0, mask_mels=3).batch(0)[0] != clean
+    assert set(mels.any(1).sum(1).tolist()) == {0, 1, 2, 3}
+
+
+def test_candidates_are_distinct_negatives_of_every_kind():
+    s = sampler()
+    ends = s.candidates(8, 500)
+    assert len(ends) == len(set(ends.tolist())) == 500
+    assert np.all(s.labels[ends] == 0)
+    assert np.isin(ends, s.word_negatives).any() and np.isin(ends, s.speech_negatives).any()
+    assert len(s.candidates(8, 10**6)) == len(s.word_negatives) + len(s.speech_negatives)
+
+
 def test_a_bank_without_positives_or_negatives_is_refused():
     b = bank()
     with pytest.raises(ValueError, match="no positive window"):
@@ -104,6 +121,44 @@ def fresh(kind):
     quantized = QuantizedSpotter(model, stage_two_plan(WeightPlan("tanh", 3)))
     quantized.calibrate(stages.calibration_windows(sampler()))
     return quantized
+
+
+@pytest.mark.parametrize("kind", ["float", "stage 1", "stage 2"])
+def test_mining_keeps_the_highest_scores_and_leaves_the_model_alone(kind):
+    model, s = fresh(kind).train(), sampler()
+    if kind == "stage 2":
+        model.observing = True
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    kept = loop._mine(model, s, STAGE, 8)
+    assert model.training and getattr(model, "observing", False) == (kind == "stage 2")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    ends = s.candidates(8, STAGE.mine_candidates)
+    model.eval()
+    model.observing = False
+    with torch.no_grad():
+        logits = model(s.windows(ends))
+    scores = dict(zip(ends.tolist(), (logits[:, 1] - logits[:, 0]).tolist()))
+    rest = set(scores) - set(kept.tolist())
+    assert len(kept) == STAGE.mine_keep
+    assert min(scores[i] for i in kept.tolist()) >= max(scores[i] for i in rest)
+
+
+def test_weight_decay_is_for_matrices_alone():
+    model = fresh("stage 2")
+    decayed, free = loop._groups(model, 0.01)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.01, 0.0)
+    matrices = {id(q.latent_weight) for q in model.weights}
+    assert {id(p) for p in decayed["params"]} == matrices
+    assert {id(p) for p in free["params"]} == {id(p) for p in model.parameters()} - matrices
+
+
+def test_a_stage_starts_without_the_hard_negatives_of_the_one_before():
+    used, unused = sampler(), sampler()
+    used.hard = used.word_negatives[:5]
+    a, b = fresh("float"), fresh("float")
+    train(a, used, replace(STAGE, steps=6), None, progress=False)
+    train(b, unused, replace(STAGE, steps=6), None, progress=False)
+    assert torch.equal(a.dense[0].weight, b.dense[0].weight)
 
 
 @pytest.mark.parametrize("kind", ["float", "stage 1", "stage 2"])
@@ -202,6 +257,30 @@ def test_the_stages_learn_and_the_later_ones_start_from_the_earlier():
     assert not one.integer and two.integer and not two.observing
 
 
+def test_stages_leave_their_start_alone_and_calibrate():
+    s, stage = sampler(), replace(STAGE, steps=3)
+    model, _ = stages.train_float(CONFIG, s, stage, 0, None, False)
+    assert torch.equal(model.mean, torch.from_numpy(s.mean))
+    assert torch.allclose(model.inverse_std, 1 / torch.from_numpy(s.std))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    stages.train_control(model, s, stage, None, False)
+    one, _ = stages.train_stage_one(model, WeightPlan("tanh", 4), s, stage, None, False)
+    baseline = stages.post_training(model, WeightPlan("linear", 8), s, "folded", "double")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    before = {k: v.clone() for k, v in one.state_dict().items()}
+    two, _ = stages.train_stage_two(one, stage_two_plan(WeightPlan("tanh", 4)), s, stage, None, False)
+    assert all(torch.equal(v, before[k]) for k, v in one.state_dict().items())
+    assert (baseline.plan.batchnorm, baseline.plan.rounding) == ("folded", "double")
+    # Ranges: of the model itself for post-training, of stage 1 (then followed for 3 steps) for stage 2.
+    for made, source in ((baseline, baseline), (two, one)):
+        reference = QuantizedSpotter(model, source.plan)
+        reference.load_state_dict(source.state_dict())
+        reference.calibrate(stages.calibration_windows(s))
+        assert torch.equal(made.input_scale, reference.input_scale)
+        assert torch.allclose(made.output_ranges, reference.output_ranges, rtol=0.05)
+        assert not torch.allclose(made.output_ranges, torch.tensor(4.0), rtol=0.05)
+
+
 def test_frozen_statistics_do_not_move_in_the_last_fifth(monkeypatch):
     model, seen = fresh("stage 2"), []
     real = WindowSampler.batch
@@ -258,6 +337,7 @@ def test_the_learning_rate_warms_up_and_decays():
     assert rates[0] == pytest.approx(STAGE.learning_rate / 4)
     assert max(rates) == pytest.approx(STAGE.learning_rate)
     assert rates[-1] < 0.05 * STAGE.learning_rate
+    assert learning_rate(STAGE, STAGE.steps) == pytest.approx(STAGE.final_rate * STAGE.learning_rate)
     assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
 
 
