@@ -240,6 +240,25 @@ class QuantizedSpotter(nn.Module):
         assert isinstance(quantizer, WeightQuantizer)
         return quantizer
 
+    @torch.no_grad()
+    def as_float(self) -> Spotter:
+        """The float spotter that stage 1 computes, its quantized weights made once: equal outputs, much sooner.
+
+        Raises:
+            ValueError: a stage-2 model, which is not a float spotter.
+        """
+        if self.integer:
+            raise ValueError("a stage-2 model computes in integers: run its program instead")
+        spotter = Spotter(self.config).to(self.mean.device)
+        for i, dense in enumerate(spotter.dense):
+            assert isinstance(dense, nn.Linear)
+            dense.weight.copy_(self.weight(i))
+            dense.bias.copy_(self.biases[i])
+        spotter.norms.load_state_dict(self.norms.state_dict())
+        spotter.mean.copy_(self.mean)
+        spotter.inverse_std.copy_(self.inverse_std)
+        return spotter.eval()
+
     def norm(self, layer: int) -> ChannelNorm:
         """Batchnorm and gain of a hidden layer."""
         norm = self.norms[layer]

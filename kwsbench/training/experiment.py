@@ -374,7 +374,8 @@ class Experiment:
 @torch.no_grad()
 def float_logits(model: Spotter | QuantizedSpotter, bank: FeatureBank) -> np.ndarray:
     """Logits float64 ``[total, K + 1]`` of a torch model over every segment of a bank."""
-    model.eval()
+    # Quantizing the weights anew for every segment would take most of the time.
+    model = model.as_float() if isinstance(model, QuantizedSpotter) else model.eval()
     device = model.mean.device
     out = []
     for i in range(len(bank.clip_paths)):

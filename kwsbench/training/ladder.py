@@ -13,7 +13,7 @@ another float expression than the 8-bit gain and offset codes, float does not ro
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,11 +90,9 @@ def first_divergent(rows: list[Comparison], upper: str, lower: str) -> str | Non
 
 
 def int8_windows(program: Program, bank: FeatureBank) -> Iterator[np.ndarray]:
-    """The int8 windows of every segment, each from a fresh ring, in chunks ``[<= 4096, K]``."""
-    for i in range(len(bank)):
-        windows, _ = run.stack(program, bank.segment(i), run.fresh_ring(program))
-        for start in range(0, len(windows), CHUNK_WINDOWS):
-            yield windows[start : start + CHUNK_WINDOWS]
+    """The int8 windows of all segments in order, each from a fresh ring, in chunks ``[<= 4096, K]``."""
+    segments = (run.stack(program, bank.segment(i), run.fresh_ring(program))[:1] for i in range(len(bank)))
+    return (windows for (windows,) in _chunks(segments))
 
 
 @torch.no_grad()
@@ -165,15 +163,39 @@ def _add(tallies, rungs: tuple[str, ...], program: Program, outputs: list[list[n
             tallies[rungs[j], rungs[j + 1], layer.name].add(a, b)
 
 
-def _paired_windows(model: Spotter, program: Program, bank: FeatureBank) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _paired_windows(model: Spotter, program: Program, bank: FeatureBank) -> Iterator[tuple[np.ndarray, ...]]:
     """Normalised float windows and int8 windows of the same frames."""
-    for i in range(len(bank)):
+
+    def segment(i: int) -> tuple[np.ndarray, np.ndarray]:
         frames = torch.as_tensor(bank.segment(i), device=model.mean.device)[None]
         real, _ = stack_frames(model.normalise(frames), model.fresh(1), program.stacked_frames)
         codes, _ = run.stack(program, bank.segment(i), run.fresh_ring(program))
-        for start in range(0, len(codes), CHUNK_WINDOWS):
-            chunk = slice(start, start + CHUNK_WINDOWS)
-            yield real[0, chunk].cpu().numpy(), codes[chunk]
+        return real[0].cpu().numpy(), codes
+
+    return _chunks(segment(i) for i in range(len(bank)))
+
+
+def _chunks(segments: Iterable[tuple[np.ndarray, ...]]) -> Iterator[tuple[np.ndarray, ...]]:
+    """Arrays of equal length per segment, joined over segments and cut into chunks of ``CHUNK_WINDOWS``.
+
+    The emulation quantizes its weights in every call: a call per short segment would do little else.
+    """
+    held: list[tuple[np.ndarray, ...]] = []
+    rows = 0
+    for arrays in segments:
+        held.append(arrays)
+        rows += len(arrays[0])
+        if rows >= CHUNK_WINDOWS:
+            yield from _cut(held)
+            held, rows = [], 0
+    if rows:
+        yield from _cut(held)
+
+
+def _cut(held: list[tuple[np.ndarray, ...]]) -> Iterator[tuple[np.ndarray, ...]]:
+    joined = [np.concatenate(parts) for parts in zip(*held, strict=True)]
+    for start in range(0, len(joined[0]), CHUNK_WINDOWS):
+        yield tuple(array[start : start + CHUNK_WINDOWS] for array in joined)
 
 
 def _tensor(model: QuantizedSpotter, windows: np.ndarray) -> torch.Tensor:

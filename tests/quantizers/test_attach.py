@@ -191,3 +191,20 @@ def test_silent_calibration_windows_leave_usable_ranges():
     model.calibrate(torch.zeros(64, 4, 6))
     assert float(model.input_scale) > 0
     assert torch.isfinite(model(torch.randn(8, 4, 6))).all()
+
+
+def test_stage_one_is_a_float_spotter_with_quantized_weights_bit_for_bit():
+    model = Spotter(SpotterConfig(hidden=(24, 16)), seed=3)
+    quantized = QuantizedSpotter(model, stage_one_plan(WeightPlan("tanh", 3))).eval()
+    with torch.no_grad():
+        quantized.norms[0].mean.normal_()
+        quantized.norms[1].gamma.uniform_(0.5, 2)
+        quantized.biases[0].normal_()
+    quantized.mean.fill_(0.3)
+    windows = torch.randn(50, 31, 20, generator=torch.Generator().manual_seed(0))
+    plain = quantized.as_float()
+    assert torch.equal(plain(windows), quantized(windows)) and not torch.equal(plain(windows), model(windows))
+    assert len(torch.unique(plain.dense[0].weight)) <= 8
+    quantized.replan(stage_two_plan(WeightPlan("tanh", 3)))
+    with pytest.raises(ValueError, match="computes in integers"):
+        quantized.as_float()

@@ -15,6 +15,7 @@ from kwsbench.data.synth import RECIPES, synthesize
 from kwsbench.integer import run
 from kwsbench.quantizers.attach import WeightPlan
 from kwsbench.training import experiment as module
+from kwsbench.training import ladder as ladder_module
 from kwsbench.training.experiment import PROFILES, System, make_scores, open_experiment
 from kwsbench.training.ladder import compare_exact, first_divergent, ladder
 from kwsbench.training.result import markdown, run_result
@@ -96,6 +97,11 @@ def test_artifacts_are_made_once_and_found_again(experiment, monkeypatch):
     assert changed.folder(System("float")) == experiment.folder(System("float"))
 
 
+def test_what_is_on_disk_is_known_without_training(experiment):
+    system = System("stage_two", 0, WeightPlan("tanh", 7))
+    assert experiment.has_model(System("float")) and not experiment.has_model(system)
+
+
 def replace_experiment(e):
     return module.Experiment(e.spec, e.root, progress=False, workers=1)
 
@@ -132,6 +138,16 @@ def test_the_ladder_differs_only_above_the_emulation(experiment):
     assert all(r.compared > 0 for r in rows)
     fake = [r for r in rows if (r.upper, r.lower) == ("fake-quant", "emulation") and r.layer == "layer0"]
     assert fake[0].largest <= 2  # the same sums, another rounding of gain and offset
+
+
+def test_windows_are_those_of_every_segment_whatever_the_chunks(experiment, monkeypatch):
+    program, bank = experiment.program(System("stage_two", 0, FIVE)), experiment.bank("test")
+    segments = [run.stack(program, bank.segment(i), run.fresh_ring(program))[0] for i in range(len(bank))]
+    for size in (17, 100, 10**9):
+        monkeypatch.setattr(ladder_module, "CHUNK_WINDOWS", size)
+        chunks = list(ladder_module.int8_windows(program, bank))
+        assert all(0 < len(c) <= size for c in chunks)
+        np.testing.assert_array_equal(np.concatenate(chunks), np.concatenate(segments))
 
 
 def test_a_damaged_program_is_caught_by_the_comparison(experiment):
