@@ -58,8 +58,9 @@ report: .venv/stamp-synth
 	@echo "open reports/index.html"
 
 result: .venv/stamp-base
-	@test -n "$(DATA)" || { echo "which recordings? make result DATA=path/to/speech_commands" >&2; exit 1; }
-	.venv/bin/kwsbench result --data "$(DATA)"
+	@test -n "$(or $(DATA),$(KWSBENCH_SPEECH))" || { \
+	  echo "which recordings? make result DATA=path/to/speech_commands, or set KWSBENCH_SPEECH" >&2; exit 1; }
+	.venv/bin/kwsbench result --data "$(or $(DATA),$(KWSBENCH_SPEECH))"
 
 test: .venv/stamp-synth .venv/stamp-test
 	$(PY) -m pytest $(PYTEST_FLAGS) -m "not slow"

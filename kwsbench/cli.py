@@ -101,7 +101,7 @@ def report_command(
 
 @app.command("result")
 def result_command(
-    data: Annotated[Path, typer.Option(help="corpus folder")],
+    data: Annotated[Path, typer.Option(envvar="KWSBENCH_SPEECH", help="corpus folder")],
     keyword: Annotated[str, typer.Option(help="the word to spot")] = "happy",
     profile: Annotated[str, typer.Option(help="smoke, default or full")] = "full",
     seeds: Annotated[str, typer.Option(help="comma-separated; the profile's own if empty")] = "",
