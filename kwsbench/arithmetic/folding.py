@@ -110,15 +110,10 @@ def output_bias(bias: np.ndarray, unit: np.ndarray, unfolded: bool) -> np.ndarra
         ValueError: it does not fit ``|b| <= 2**30``, or is not finite.
     """
     _check_finite(np.ones_like(bias), bias, unit)
-    if not unfolded:
-        b = round_half_up(bias / unit)
-    else:
-        s_b = _code_scale(bias)
-        codes = _code(bias, s_b)
-        if len(unit) == 1:
-            b = codes * max(1, int(np.floor(s_b / float(unit[0]) + 0.5)))
-        else:
-            b = round_half_up(codes * s_b / unit)
+    if unfolded:
+        scale = _code_scale(bias)
+        bias = _code(bias, scale) * scale
+    b = round_half_up(bias / unit)
     if np.max(np.abs(b)) > BIAS_MAX:
         raise ValueError(f"the last layer's bias {np.max(np.abs(bias)):.3g} exceeds 2^30 accumulator units")
     return np.asarray(b, np.int64)

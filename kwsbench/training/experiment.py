@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kwsbench.arithmetic.fixedpoint import REQUANTIZE
 from kwsbench.data.batches import FeatureBank, LabelRule, build_bank
 from kwsbench.data.corpora import NOISE, Corpus, open_corpus
 from kwsbench.data.mixing import MixRecipe, training_recipe
@@ -39,6 +40,8 @@ from kwsbench.training.loop import StageConfig
 from kwsbench.training.sampler import SamplerConfig, WindowSampler
 
 KINDS = ("float", "control", "stage_one", "stage_two", "post_training")
+# Part of every artifact's identity: raise it when the same settings would train or compute something else.
+ARTIFACT_VERSION = 2
 # Seeds of the evaluation mixtures: fixed, so that every system and every training seed meets the same audio.
 MIX_SEED = {"train": 1, "validation": 2, "test": 3}
 
@@ -102,6 +105,14 @@ class ExperimentSpec:
     batchnorm: str = "unfolded"
     rounding: str = "single"
     frr: float = 0.05  # operating point, on validation
+
+    def __post_init__(self) -> None:
+        if self.batchnorm not in ("unfolded", "folded"):
+            raise ValueError(f"batchnorm must be unfolded or folded, got {self.batchnorm!r}")
+        if self.rounding not in REQUANTIZE:
+            raise ValueError(f"rounding must be one of {sorted(REQUANTIZE)}, got {self.rounding!r}")
+        if not 0 <= self.frr < 1:
+            raise ValueError(f"frr must lie in [0, 1), got {self.frr}")
 
     @property
     def model(self) -> SpotterConfig:
@@ -231,6 +242,7 @@ class Experiment:
     def sampler(self, seed: int) -> WindowSampler:
         """Training windows for a seed."""
         if seed not in self._samplers:
+            self._samplers.clear()  # each holds a copy of the features; seeds are worked on one after the other
             self._samplers[seed] = WindowSampler(
                 self.bank("train"), self.spec.stacked_frames, self.spec.profile.sampler, seed, self.device
             )
@@ -247,10 +259,15 @@ class Experiment:
                 self._models[system] = load_model(file, self.spec.model).to(self.device)
             else:
                 folder.mkdir(parents=True, exist_ok=True)
+                # What an earlier model left behind, one that was deleted to be trained again, would be stale.
+                for old in (*folder.glob("scores-*"), *folder.glob("equality-*"), folder / "program.safetensors"):
+                    old.unlink(missing_ok=True)
                 write_json(folder / "config.json", self.identity(system))
-                model, history = self._make(system, folder / "checkpoint.safetensors")
+                checkpoint = folder / "checkpoint.safetensors"
+                model, history = self._make(system, checkpoint)
                 write_json(folder / "history.json", history)
                 save_model(file, model.eval(), {"system": system.label, "seed": system.seed})
+                checkpoint.unlink(missing_ok=True)
                 self._models[system] = model
         return self._models[system]
 
@@ -319,7 +336,9 @@ class Experiment:
             own["weights"] = vars(system.weights)
         if system.kind in ("stage_two", "post_training"):
             own |= {"batchnorm": system.batchnorm or self.spec.batchnorm, "rounding": self.spec.rounding}
-        base = {"kind": system.kind, "seed": system.seed, "own": own}
+        base: dict[str, Any] = {"kind": system.kind, "seed": system.seed, "own": own, "version": ARTIFACT_VERSION}
+        # tanh and exp differ by an ulp between devices: a model lives on the kind of device that made it.
+        base["device"] = torch.device(self.device).type
         if system.kind == "float":
             base |= {"bank": self.bank("train").source_hash, "sampler": asdict(p.sampler)}
         else:

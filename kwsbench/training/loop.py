@@ -61,7 +61,7 @@ def train(
 ) -> dict[str, list[float]]:
     """Train ``model`` in place; returns the history ``{"step": [...], "loss": [...], "error": [...]}``.
 
-    ``checkpoint`` is a file for the state in between; it is removed when the stage is done.
+    ``checkpoint`` is a file for the state in between; the caller removes it once the finished model is saved.
 
     Raises:
         FloatingPointError: the loss or a parameter is not finite (step and stage named).
@@ -116,8 +116,6 @@ def train(
         if isinstance(model, QuantizedSpotter):
             model.observing = False
     model.eval()
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
     return history
 
 

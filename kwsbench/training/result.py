@@ -56,14 +56,15 @@ def measure(experiment: Experiment, system: System) -> dict[str, Any]:
     reference = System("float", system.seed)
     point = experiment.point(system)
     curve = experiment.curve(system)
-    float_frr = experiment.point(reference).frr
+    # A float model that misses everything has no curve to match; the nearest reading is at the end of it.
+    float_frr = min(experiment.point(reference).frr, 1 - 1e-9)
     matched = point_at_frr(curve, float_frr)
     row = {
-        "system": system.label,
         "kind": system.kind,
         "seed": system.seed,
         "bits": None if system.weights is None else system.weights.bits,
         **point.as_row(),
+        "system": system.label,
         "fdr_matched": matched.as_row()["fdr"],
         "fdr_at_5": point_at_frr(curve, 0.05).as_row()["fdr"],
         "fa_matched": matched.fa_per_hour,

@@ -54,10 +54,10 @@ def test_the_output_bias_by_its_equations():
     bias = np.array([1.0, -0.5, 0.003])
     unit = np.array([0.01])
     assert folding.output_bias(bias, unit, False).tolist() == [100, -50, 0]
-    # B = 127, -63 (-63.5 rounds up), 0; m2 = max(1, round(0.787)) = 1.
-    assert folding.output_bias(bias, unit, True).tolist() == [127, -63, 0]
-    assert folding.output_bias(bias, unit * 100, True).tolist() == [127, -63, 0]
-    assert folding.output_bias(bias, unit / 100, True).tolist() == [127 * 79, -63 * 79, 0]
+    # B = 127, -63 (-63.5 rounds up), 0, of 1/127 each.
+    assert folding.output_bias(bias, unit, True).tolist() == [100, round(-6300 / 127), 0]
+    assert folding.output_bias(bias, unit * 100, True).tolist() == [1, 0, 0]
+    assert folding.output_bias(bias, unit / 100, True).tolist() == [10000, round(-630000 / 127), 0]
     # One unit per row: the codes are as coarse, the constant is rounded once.
     rows = np.array([0.01, 0.001, 0.0001])
     assert folding.output_bias(bias, rows, True).tolist() == [100, round(-63 / 127 / 0.001), 0]

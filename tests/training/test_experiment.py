@@ -102,6 +102,19 @@ def test_what_is_on_disk_is_known_without_training(experiment):
     assert experiment.has_model(System("float")) and not experiment.has_model(system)
 
 
+def test_a_model_trained_again_takes_nothing_from_the_deleted_one(experiment):
+    system = System("post_training", 0, WeightPlan("linear", 6))
+    experiment.point(system)
+    folder = experiment.folder(system)
+    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    assert any(name.startswith("scores-") for name in before)
+    (folder / "model.safetensors").unlink()
+    other = replace_experiment(experiment)
+    other.model(system)
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"config.json", "history.json", "model.safetensors"}
+
+
 def replace_experiment(e):
     return module.Experiment(e.spec, e.root, progress=False, workers=1)
 
@@ -237,6 +250,11 @@ def test_an_unwritable_output_is_refused(monkeypatch, capsys, tmp_path, corpus):
     (tmp_path / "file").write_text("not a folder")
     code, err = run_main(monkeypatch, capsys, *result(corpus, tmp_path / "file"))
     assert code == 2 and "cannot write to" in err and "choose another output folder" in err
+
+
+def test_a_misspelt_batchnorm_is_refused_before_any_work(tmp_path, corpus):
+    with pytest.raises(ValueError, match="batchnorm must be unfolded or folded, got 'fused'"):
+        open_experiment(tmp_path, str(corpus), batchnorm="fused")
 
 
 def test_an_unknown_profile_is_refused(monkeypatch, capsys, tmp_path, corpus):

@@ -165,7 +165,6 @@ def test_a_stage_starts_without_the_hard_negatives_of_the_one_before():
 def test_resuming_gives_the_same_bits(tmp_path, kind, monkeypatch):
     whole = fresh(kind)
     history = train(whole, sampler(), STAGE, tmp_path / "a", progress=False)
-    assert not (tmp_path / "a").exists()
 
     # Die right after the checkpoint of step 14, inside step 17.
     broken, count = fresh(kind), 0
@@ -229,7 +228,6 @@ def test_an_interrupt_in_the_last_step_keeps_the_finished_stage(tmp_path, monkey
     monkeypatch.setattr(WindowSampler, "batch", lambda *_: pytest.fail("there was no step left to do"))
     assert train(resumed, sampler(), STAGE, tmp_path / "c", progress=False) == history
     assert torch.equal(whole.dense[0].weight, resumed.dense[0].weight)
-    assert not (tmp_path / "c").exists()
 
 
 def test_a_checkpoint_of_another_stage_seed_or_model_is_refused(tmp_path):
