@@ -699,9 +699,11 @@ def _add_note(fig: go.Figure, note: str, y: float) -> None:
 
 
 def _add_spans(fig: go.Figure, spans: Sequence[tuple[float, float, str]]) -> None:
-    for start, end, name in spans:
+    for i, (start, end, name) in enumerate(spans):
         fig.add_vrect(x0=start, x1=end, fillcolor=GRID, line={"width": 1.5, "color": PALETTE[1]})
+        # Names of spans within spans stand a line higher: on a narrow page they would collide.
+        level = sum(a < end and start < b for a, b, _ in spans[:i])
         fig.add_annotation(
-            text=text(name), x=start, xanchor="left", y=1, yref="paper", yanchor="bottom", showarrow=False,
-            font={"size": 12},
+            text=text(name), x=start, xanchor="left", y=1, yref="paper", yanchor="bottom", yshift=15 * level,
+            showarrow=False, font={"size": 12},
         )  # fmt: skip

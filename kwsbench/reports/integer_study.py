@@ -127,7 +127,7 @@ def rounding_rows(program: Program, windows: np.ndarray) -> list[dict[str, Any]]
     """Per mode and layer of a folded program: outputs that differ from mode ``single``, and by how much at most.
 
     ``alone`` feeds every mode the same inputs (those of ``single``); ``different`` lets differences travel on. Each
-    mode closes with a row ``total``.
+    mode closes with a row ``total``, whose ``largest`` leaves out the int32 outputs of the last layer.
     """
     single = run.trace(with_rounding(program, "single"), windows)
     inputs = [windows, *single[:-1]]
@@ -151,7 +151,7 @@ def rounding_rows(program: Program, windows: np.ndarray) -> list[dict[str, Any]]
         rows.append(
             {"rounding": mode, "layer": TOTAL}
             | {key: sum(row[key] for row in mine_rows) for key in ("outputs", "alone", "different")}
-            | {"largest": max(row["largest"] for row in mine_rows)}
+            | {"largest": max(row["largest"] for row in mine_rows[:-1])}
         )
     return rows
 

@@ -214,6 +214,12 @@ def test_a_waveform_keeps_its_extremes():
     assert trace.x[np.argmax(trace.y)] == pytest.approx(30_000 / 16_000, abs=0.01)
 
 
+def test_the_names_of_nested_spans_stand_above_each_other():
+    spans = [(0.1, 0.9, "outer"), (0.3, 0.4, "inner"), (0.92, 0.95, "after")]
+    notes = figures.waveform(np.zeros(16000, np.float32), 16000, spans=spans).layout.annotations
+    assert [note.yshift for note in notes] == [0, 15, 0]
+
+
 def test_heat_maps_put_energy_where_it_is():
     features = np.zeros((1000, 20), np.float32)
     features[600:700, 7] = 5
