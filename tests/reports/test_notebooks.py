@@ -45,7 +45,7 @@ def test_the_six_notebooks_are_there():
 
 def test_outputs_are_stripped_and_ids_stand(notebook):
     nbformat.validate(notebook)
-    assert [cell.id for cell in notebook.cells] == [f"{i:02d}" for i in range(len(notebook.cells))]
+    assert [cell.id for cell in notebook.cells] == [str(i) for i in range(len(notebook.cells))]
     for cell in code_cells(notebook):
         assert not cell.outputs and cell.execution_count is None
         assert "papermill" not in cell.metadata
