@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +88,8 @@ def report_command(
         raise ValueError(f"no notebooks 0*.ipynb in {notebooks.resolve()}; name their folder with --notebooks")
     declared = [d for path in paths for d in declared_parameters(read_notebook(path), path.name)]
     given = parse_parameters(declared, param or [], "the notebooks")
-    given.setdefault("root", str(root.resolve()))
+    # Kernels work in the notebooks' folder, and pages show the value: relative, it means the same on any machine.
+    given.setdefault("root", os.path.relpath(root, notebooks))
     if data:
         given["data"] = str(Path(data).resolve())
 

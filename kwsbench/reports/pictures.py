@@ -32,11 +32,11 @@ def det_picture(systems: Mapping[str, Sequence[DetCurve]], path: Path, target_fr
                 events = np.maximum(curve.false_accepts, 0.5) / curve.negative_hours
                 right.plot(events, 100 * curve.frr, linewidth=1.4, **look)
         hours = next(iter(systems.values()))[0].negative_hours
-        left.set(xlim=(0, 30), xlabel="FDR of clips (%)", ylabel="FRR (%)")
+        left.set(xlim=(0, 15), xlabel="FDR of clips (%)", ylabel="FRR (%)")
         right.set(xscale="log", xlabel=f"false accepts per hour ({hours:.2f} h of negative audio)", ylabel="FRR (%)")
         right.set_xlim(0.5 / hours, 1000)
         for axes in (left, right):
-            axes.set_ylim(0, 30)
+            axes.set_ylim(0, 20)
             axes.axhline(100 * target_frr, color="#767676", linewidth=1, linestyle=":")
         figure.legend(loc="outside right center", fontsize=9)
         temporary = path.with_name(f".{path.name}.tmp")
