@@ -79,7 +79,8 @@ def test_make_says_what_is_missing_of_python(tmp_path, script, says):
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
-def test_make_result_asks_for_recordings(tmp_path):
+def test_make_result_asks_for_recordings(tmp_path, monkeypatch):
+    monkeypatch.delenv("KWSBENCH_SPEECH", raising=False)
     stamp = tmp_path / ".venv" / "stamp-base"
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
@@ -87,3 +88,6 @@ def test_make_result_asks_for_recordings(tmp_path):
     stamp.touch()
     run = run_make(tmp_path, "result")
     assert run.returncode != 0 and "which recordings? make result DATA=" in run.stderr
+    # Named by the environment, they are found: the run gets as far as the (absent) program.
+    monkeypatch.setenv("KWSBENCH_SPEECH", "some where")
+    assert '--data "some where"' in run_make(tmp_path, "result").stdout
