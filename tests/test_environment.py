@@ -16,12 +16,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LINES = (ROOT / "constraints.txt").read_text().splitlines()
 
 
-# The make that runs the tests hands its own settings down.
-QUIET = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "DATA", "PYTHON")}
-
-
 def run_make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", *words], cwd=folder, env=QUIET, capture_output=True, text=True, timeout=60)
+    """make without the settings that the make which runs the tests hands down."""
+    quiet = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "DATA", "PYTHON")}
+    return subprocess.run(["make", *words], cwd=folder, env=quiet, capture_output=True, text=True, timeout=60)
 
 
 def normal(name: str) -> str:
