@@ -14,7 +14,7 @@ from torch import nn
 
 from kwsbench.arithmetic.codebook import Codebook, check_bits, integer_codebook
 from kwsbench.quantizers.gradients import scale_gradient, straight_through
-from kwsbench.quantizers.scales import lsq_scale, max_abs_scale, mean_abs_scale
+from kwsbench.quantizers.scales import max_abs_scale, mean_abs_scale
 from kwsbench.quantizers.weight import WeightQuantizer
 
 
@@ -41,15 +41,14 @@ class LinearWeight(WeightQuantizer):
 
     method = "linear"
 
-    def __init__(self, weight: torch.Tensor, bits: int, per_channel: bool = False, initial: str = "max_abs"):
+    def __init__(self, weight: torch.Tensor, bits: int, per_channel: bool = False):
         super().__init__()
         self.bits, self.per_channel = check_bits(bits), per_channel
         self.codebook = linear_codebook(bits)
         self.grid = linear_grid(bits)
         array = weight.detach().cpu().numpy()
-        step = INITIAL_STEPS[initial](array, float(self.codebook.levels[-1]), per_channel)
-        if bits == 1:
-            step = mean_abs_scale(array, per_channel)
+        largest = float(self.codebook.levels[-1])
+        step = mean_abs_scale(array, per_channel) if bits == 1 else max_abs_scale(array, largest, per_channel)
         self.weight = nn.Parameter(weight.detach().clone())
         self.log_step = nn.Parameter(torch.as_tensor(np.log(step), dtype=torch.float32))
 
@@ -68,6 +67,3 @@ class LinearWeight(WeightQuantizer):
     def latent(self) -> torch.Tensor:
         """The float weight behind the codes."""
         return self.weight
-
-
-INITIAL_STEPS = {"max_abs": max_abs_scale, "lsq": lsq_scale}

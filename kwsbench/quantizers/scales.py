@@ -29,16 +29,6 @@ def mse_scale(x: np.ndarray, codebook: Codebook, per_channel: bool, points: int 
     return _grid_minimum(rows, codebook, best, np.linspace(0.97, 1.03, 13))
 
 
-def percentile_scale(x: np.ndarray, largest_code: float, percentile: float = 99.9) -> float:
-    """The given percentile of ``|x|`` over ``largest_code``: a range that ignores rare outliers."""
-    return float(_positive(np.percentile(np.abs(x), percentile) / largest_code))
-
-
-def lsq_scale(x: np.ndarray, largest_code: float, per_channel: bool) -> np.ndarray:
-    """LSQ's start, ``2 E|x| / sqrt(Qp)`` (arXiv 1902.08153, section 2.1)."""
-    return _positive(2 * np.mean(np.abs(_rows(x, per_channel)), axis=1) / np.sqrt(largest_code))
-
-
 def sqnr_db(x: np.ndarray, quantized: np.ndarray) -> float:
     """Signal to quantization noise, ``10 log10(sum x^2 / sum (x - q)^2)``; inf where they are equal."""
     noise = float(np.sum((np.asarray(x, np.float64) - quantized) ** 2))

@@ -87,7 +87,19 @@ def test_lane_kernel_wraps_as_smull_smlal_and_sadalp_do(golden):
     assert wraps > 0
 
 
-def test_sadalp_is_addition_into_int32(golden):
+def test_lane_kernel_widens_as_sadalp_does(golden):
+    """Lanes 0 and 1 are driven to the golden int16 pair by four products each, the bias is the golden accumulator."""
     pairs = golden["sadalp_s16__a"].reshape(-1, 2)
-    total = golden["sadalp_s16__acc"] + pairs.sum(axis=1)
-    assert np.array_equal((total + 2**31) % 2**32 - 2**31, golden["sadalp_s16__y"])
+    quotient, rest = np.divmod(pairs, 127)
+    x = np.zeros((len(pairs), 4, 8), np.int8)
+    x[:, 0, :2] = np.clip(quotient, -128, 127)
+    x[:, 1, :2] = np.clip(quotient - x[:, 0, :2], -128, 127)
+    x[:, 2, :2] = quotient - x[:, 0, :2] - x[:, 1, :2]
+    x[:, 3, :2] = rest
+    codes = np.zeros((1, 4, 8), np.int8)
+    codes[:, :3], codes[:, 3] = 127, 1
+    assert np.array_equal((x.astype(np.int64) * codes).sum(axis=1)[:, :2], pairs)
+    got = np.empty((1, 1), np.int32)
+    for i, acc in enumerate(golden["sadalp_s16__acc"].astype(np.int32)):
+        neon.accumulate_lanes(x[i].reshape(1, 32), codes.reshape(1, 32), acc.reshape(1), 4, got)
+        assert got[0, 0] == golden["sadalp_s16__y"][i]

@@ -13,8 +13,6 @@ from numba import njit
 from kwsbench.integer.kernels.finish import bias_of, finish
 from kwsbench.integer.program import Layer, OutputDense
 
-LANES = 8
-
 
 def lane_products(codes: np.ndarray, max_abs_input: int) -> int:
     """Products an int16 lane takes before it must be widened: ``floor(32767 / (max|c| max|x|))``, at least 1."""
