@@ -120,9 +120,10 @@ def result_command(
     Example: kwsbench result --data data/speech_commands_v0.02 --keyword happy
     """
     from kwsbench.arithmetic.codebook import check_bits
+    from kwsbench.files import check_writable
     from kwsbench.quantizers.attach import WeightPlan
     from kwsbench.reports.pictures import det_picture
-    from kwsbench.training.experiment import System, check_writable, open_experiment
+    from kwsbench.training.experiment import System, open_experiment
     from kwsbench.training.result import markdown, run_result
 
     widths = [check_bits(b) for b in _integers(bits, "--bits")]

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "kwsbench"
 
 # The longest matching name decides. CONTRIBUTING.md draws the same map.
 FLOORS = {
+    "kwsbench.files": 0,
     "kwsbench.arithmetic": 0,
     "kwsbench.data": 1,
     "kwsbench.features": 1,

@@ -15,6 +15,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from kwsbench.files import replacing
+
 SAMPLE_RATE = 16000
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
 OGG_PAGE_LONGEST_BYTES = 65307  # 27 + 255 + 255 * 255, RFC 3533
@@ -144,11 +146,8 @@ def _write(path: Path, audio: np.ndarray, container: str) -> None:
     if not np.isfinite(audio).all():
         raise ValueError(f"audio for {path} holds NaN or infinite samples")
     codes = np.clip(np.floor(audio.astype(np.float64) * 32768 + 0.5), -32768, 32767).astype(np.int16)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        soundfile.write(str(temporary), codes, SAMPLE_RATE, subtype="PCM_16", format=container)
-        os.replace(temporary, path)
-    except soundfile.LibsndfileError as error:
-        raise OSError(f"cannot write {path}: {error.error_string}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        try:
+            soundfile.write(str(temporary), codes, SAMPLE_RATE, subtype="PCM_16", format=container)
+        except soundfile.LibsndfileError as error:
+            raise OSError(f"cannot write {path}: {error.error_string}") from None

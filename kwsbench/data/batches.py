@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from kwsbench.data.corpora import NOISE, Clip, Corpus
 from kwsbench.data.mixing import Mixer, MixRecipe, clip_rng
 from kwsbench.data.rooms import room_bank
 from kwsbench.features.lfbe import LfbeConfig, lfbe
+from kwsbench.files import locked, replacing, set_aside
 
 BANK_VERSION = 1
 IGNORED = -1
@@ -199,18 +199,18 @@ def build_bank(
     with _working_folder(cache_dir) as folder:
         path = folder / f"bank-{split}-{source_hash[:16]}.npz"
         if path.exists():
-            return FeatureBank.load(path)
-        try:
+            try:
+                return FeatureBank.load(path)
+            except ValueError as error:
+                set_aside(path, error)
+        with locked(path.with_suffix(""), f"mixing {split}"):
+            if path.exists():  # another process made it meanwhile
+                return FeatureBank.load(path)
             shards = _build_shards(task, chosen, folder, path.with_suffix(""), workers, progress)
             bank = _join(task, shards, source_hash)
-        except FileNotFoundError:
-            # Another process built the same bank meanwhile and removed the shards.
-            if path.exists():
-                return FeatureBank.load(path)
-            raise
-        if cache_dir is not None:
-            bank.save(path)
-        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            if cache_dir is not None:
+                bank.save(path)
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         return bank
 
 
@@ -363,10 +363,5 @@ def _join(task: _Task, shards: list[Path], source_hash: str) -> FeatureBank:
 
 
 def _save_npz(path: Path, columns: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **columns)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **columns)

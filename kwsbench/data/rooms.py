@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from scipy.signal import fftconvolve
 
 from kwsbench.data.audio import SAMPLE_RATE
 from kwsbench.data.corpora import SPLITS
+from kwsbench.files import replacing
 
 ROOMS_VERSION = 1
 DECAY_KEPT = 0.75
@@ -145,19 +145,17 @@ def _impulse_response(
 
 
 def _save(path: Path, rooms: tuple[Room, ...]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")
-    np.savez(
-        temporary,
-        size_m=[r.size_m for r in rooms],
-        talker_m=[r.talker_m for r in rooms],
-        mic_m=[r.mic_m for r in rooms],
-        rt60_seconds=[r.rt60_seconds for r in rooms],
-        direct_sample=[r.direct_sample for r in rooms],
-        offsets=np.cumsum([0] + [len(r.rir) for r in rooms]),
-        rir=np.concatenate([r.rir for r in rooms]),
-    )
-    os.replace(temporary, path)
+    with replacing(path, ".npz") as temporary:
+        np.savez(
+            temporary,
+            size_m=[r.size_m for r in rooms],
+            talker_m=[r.talker_m for r in rooms],
+            mic_m=[r.mic_m for r in rooms],
+            rt60_seconds=[r.rt60_seconds for r in rooms],
+            direct_sample=[r.direct_sample for r in rooms],
+            offsets=np.cumsum([0] + [len(r.rir) for r in rooms]),
+            rir=np.concatenate([r.rir for r in rooms]),
+        )
 
 
 def _load(path: Path) -> tuple[Room, ...]:

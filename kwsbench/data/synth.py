@@ -19,7 +19,6 @@ import importlib.util
 import io
 import json
 import math
-import os
 import re
 import struct
 import subprocess
@@ -38,6 +37,7 @@ from tqdm.auto import tqdm
 from kwsbench.data.audio import SAMPLE_RATE, write_flac
 from kwsbench.data.corpora import MANIFEST, SPEECH, Corpus, open_corpus
 from kwsbench.data.texts import CONFUSABLES, KEYWORD, WORDS, sentence
+from kwsbench.files import locked, write_text
 
 LAYOUT_VERSION = 1  # part of the content address: raise it when the same recipe would give other bytes
 COLUMNS = (
@@ -167,6 +167,13 @@ def synthesize(recipe: SynthRecipe, out_dir: str | Path, workers: int = 2, progr
     library, data = find_library()
     root = Path(out_dir) / f"synth-{content_address(recipe)}"
     if not (root / MANIFEST).is_file():
+        with locked(root, "the embedded corpus"):
+            _speak(recipe, root, library, data, workers, progress)
+    return open_corpus(root, [recipe.keyword])
+
+
+def _speak(recipe: SynthRecipe, root: Path, library: str, data: str, workers: int, progress: bool) -> None:
+    if not (root / MANIFEST).is_file():  # another process may have made it meanwhile
         root.mkdir(parents=True, exist_ok=True)
         voices = [draw_voice(number, recipe.seed) for number in range(recipe.n_voices)]
         rows: list[dict] = []
@@ -174,9 +181,8 @@ def synthesize(recipe: SynthRecipe, out_dir: str | Path, workers: int = 2, progr
             jobs = [pool.submit(_make_voice, voice, recipe, root, library, data) for voice in voices]
             for job in tqdm(as_completed(jobs), total=len(jobs), desc="voices", disable=not progress):
                 rows += job.result()
-        _write_text(root / "recipe.json", json.dumps(asdict(recipe), indent=1) + "\n")
-        _write_text(root / MANIFEST, _manifest(rows))
-    return open_corpus(root, [recipe.keyword])
+        write_text(root / "recipe.json", json.dumps(asdict(recipe), indent=1) + "\n")
+        write_text(root / MANIFEST, _manifest(rows))
 
 
 def find_library() -> tuple[str, str]:
@@ -285,7 +291,7 @@ def _make_voice(voice: Voice, recipe: SynthRecipe, root: Path, library: str, dat
     for number, (planned, seconds) in enumerate(zip(files, _continuous_seconds(voice, recipe))):
         audio, text = _join(planned, [next(spoken) for _ in planned], seconds, rng)
         rows.append(_write(root, voice, f"continuous-{number:03d}", SPEECH, audio, text, None))
-    _write_text(done, json.dumps(rows))
+    write_text(done, json.dumps(rows))
     return rows
 
 
@@ -389,12 +395,6 @@ def _manifest(rows: list[dict]) -> str:
     writer.writeheader()
     writer.writerows(sorted(rows, key=lambda row: row["path"]))
     return buffer.getvalue()
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 @contextlib.contextmanager

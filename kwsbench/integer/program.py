@@ -10,7 +10,6 @@ Saved as one safetensors file: tensors plus a JSON header in its metadata.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from kwsbench.files import replacing
 
 FORMAT = "kwsbench-program-1"
 
@@ -141,11 +142,8 @@ class Program:
             "layers": headers,
             "metadata": self.metadata,
         }
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        save_file(tensors, str(temporary), metadata={"kwsbench": json.dumps(meta, sort_keys=True)})
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(tensors, str(temporary), metadata={"kwsbench": json.dumps(meta, sort_keys=True)})
 
 
 def load_program(path: str | Path) -> Program:

@@ -10,13 +10,14 @@ Saved as npz without pickles: scores may be computed once and read by any notebo
 
 from __future__ import annotations
 
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from kwsbench.files import replacing
 
 CONTINUOUS_SPEECH = "_speech_"  # the reserved label of data.corpora.SPEECH
 
@@ -129,12 +130,8 @@ def keyword_scores(logits: np.ndarray) -> np.ndarray:
 
 def write_npz(path: str | Path, **arrays: Any) -> None:
     """Write arrays to ``path`` as npz: a temporary name beside it, then a rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
-    os.replace(temporary, path)
 
 
 def read_npz(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:

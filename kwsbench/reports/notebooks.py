@@ -1,4 +1,5 @@
-"""Run notebooks with papermill, one folder per run: ``runs/<name>/notebook.ipynb`` and ``status.json``.
+"""Run notebooks with papermill, one folder per run, ``runs/<name>/``: the executed ``notebook.ipynb``, ``status.json``
+and ``metrics.json`` (key figures, and a record of every system that was measured).
 
 Parameters are validated before anything runs. A run always has a deadline. A run that fails keeps what it
 executed and its traceback, and does not stop the others. The kernel is a process of this very interpreter,
@@ -32,8 +33,9 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
 import kwsbench
+from kwsbench.files import write_json
 from kwsbench.reports.parameters import declared_parameters, validate_parameters
-from kwsbench.reports.show import KEY_FIGURES_MIME
+from kwsbench.reports.show import KEY_FIGURES_MIME, SYSTEMS_MIME
 from kwsbench.reports.status import Failure, RunStatus
 
 # Profile -> seconds that one notebook may take.
@@ -150,13 +152,15 @@ def run_notebook(
     finally:
         if partial.exists():
             os.replace(partial, kept)
+        figures, systems = _published(kept) if kept.exists() else ({}, [])
         status = replace(
             status,
             state=state,
             seconds=round(time.monotonic() - start, 2),
             failure=failure,
-            key_figures=_key_figures(kept) if kept.exists() else {},
+            key_figures=figures,
         )
+        write_json(folder / "metrics.json", {"figures": status.key_figures, "systems": systems})
         status.save(folder / "status.json")
     return status
 
@@ -227,11 +231,13 @@ def _execute(planned: Planned, output: Path, deadline: float, progress: bool) ->
     )
 
 
-def _key_figures(path: Path) -> dict[str, Any]:
-    """Everything that the executed notebook published; a later figure of the same name wins."""
+def _published(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The key figures and the systems that the executed notebook published; a later figure of the same name wins."""
     found: dict[str, Any] = {}
+    systems: list[dict[str, Any]] = []
     for cell in nbformat.read(path, as_version=4).cells:
         for output in cell.get("outputs", []):
-            published = output.get("data", {}).get(KEY_FIGURES_MIME, {"figures": []})
-            found.update({row["name"]: row["value"] for row in published["figures"]})
-    return found
+            data = output.get("data", {})
+            found.update({row["name"]: row["value"] for row in data.get(KEY_FIGURES_MIME, {}).get("figures", [])})
+            systems += data.get(SYSTEMS_MIME, {}).get("systems", [])
+    return found, systems

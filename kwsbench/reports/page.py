@@ -13,7 +13,6 @@ import html
 import importlib.resources
 import json
 import math
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -25,10 +24,11 @@ import nbformat
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from kwsbench.files import replacing, write_text
 from kwsbench.reports import markdown
 from kwsbench.reports.parameters import TAG, declared_parameters
-from kwsbench.reports.show import KEY_FIGURES_MIME, PLOTLY_MIME
-from kwsbench.reports.status import RunStatus, write_text
+from kwsbench.reports.show import KEY_FIGURES_MIME, PLOTLY_MIME, SYSTEMS_MIME
+from kwsbench.reports.status import RunStatus
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 IMAGES = {"image/svg+xml": "svg+xml", "image/png": "png"}
@@ -71,11 +71,11 @@ def write_assets(out_dir: Path) -> None:
         source = importlib.resources.files("kwsbench.reports") / "templates" / name
         write_text(out_dir / name, source.read_text(encoding="utf-8"))
     plotly = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
-    target, partial = out_dir / "plotly.min.js", out_dir / f".plotly.{os.getpid()}.partial"
+    target = out_dir / "plotly.min.js"
     with importlib.resources.as_file(plotly) as source_path:
         if not target.exists() or target.stat().st_size != source_path.stat().st_size:
-            shutil.copyfile(source_path, partial)
-            os.replace(partial, target)
+            with replacing(target) as partial:
+                shutil.copyfile(source_path, partial)
 
 
 def write_page(out_dir: Path, status: RunStatus) -> Path:
@@ -211,8 +211,8 @@ def _add_output(blocks: list[Block], output: nbformat.NotebookNode) -> None:
     data = output.data
     if output.metadata.get("kwsbench", {}).get("role") == "caption":
         _caption(blocks, data.get("text/markdown", ""))
-    elif KEY_FIGURES_MIME in data:
-        return  # they stand in the strip at the top
+    elif KEY_FIGURES_MIME in data or SYSTEMS_MIME in data:
+        return  # they stand in the strip at the top and in the index
     elif WIDGET_MIME in data:
         return  # progress bars and sliders live in JupyterLab only; their text is what they said at the start
     elif PLOTLY_MIME in data:

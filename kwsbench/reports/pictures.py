@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from kwsbench.files import replacing
 from kwsbench.metrics.det import DetCurve
 from kwsbench.reports.style import PALETTE, matplotlib_style
 
@@ -39,6 +39,5 @@ def det_picture(systems: Mapping[str, Sequence[DetCurve]], path: Path, target_fr
             axes.set_ylim(0, 20)
             axes.axhline(100 * target_frr, color="#767676", linewidth=1, linestyle=":")
         figure.legend(loc="outside right center", fontsize=9)
-        temporary = path.with_name(f".{path.name}.tmp")
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png")

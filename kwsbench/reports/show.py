@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import numbers
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from IPython.display import display
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 KEY_FIGURES_MIME = "application/vnd.kwsbench.figures+json"
+SYSTEMS_MIME = "application/vnd.kwsbench.systems+json"
 CAPTION = {"kwsbench": {"role": "caption"}}  # metadata of the output that captions the one before it
 
 
@@ -53,6 +55,17 @@ def publish(**figures: int | float | str | bool) -> None:
     rows = [{"name": name, "value": value} for name, value in plain.items()]
     text = "\n".join(f"{name}: {value}" for name, value in plain.items())
     display({KEY_FIGURES_MIME: {"figures": rows}, "text/plain": text}, raw=True)
+
+
+def publish_systems(records: Sequence[Mapping[str, Any]]) -> None:
+    """Publish what the run measured of each system (training.record.system_record): the index overlays their DET
+    curves, puts their FDR over their bytes, and finds the first layer in which two runs differ.
+
+    Raises ValueError for a NaN or infinity (JSON has none), TypeError for what JSON cannot hold.
+    """
+    rows = json.loads(json.dumps(list(records), allow_nan=False))
+    text = "systems: " + "; ".join(str(row["system"]) for row in rows)
+    display({SYSTEMS_MIME: {"systems": rows}, "text/plain": text}, raw=True)
 
 
 def _caption(text: str) -> None:

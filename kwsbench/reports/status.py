@@ -6,10 +6,11 @@ A run is `running` while it executes; one that is still so when nothing executes
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from kwsbench.files import write_text
 
 STATES = ("running", "passed", "failed", "timed out", "interrupted")
 
@@ -40,6 +41,9 @@ class RunStatus:
     key_figures: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     notebook_sha256: str = ""
+    # Of a sweep's run: what its folder is addressed by (code, data, environment, ...), and how often it was begun.
+    identity: dict[str, Any] = field(default_factory=dict)
+    attempts: int = 1
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -58,14 +62,3 @@ class RunStatus:
             return cls(**{**raw, "given": tuple(raw["given"]), "failure": failure})
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not the status of a run: {error}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write the whole file or nothing: a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

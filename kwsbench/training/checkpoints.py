@@ -7,7 +7,6 @@ was saved and refuses files of another kind, another shape, or truncated ones.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from kwsbench.files import replacing
 from kwsbench.models.feedforward import Spotter, SpotterConfig
 from kwsbench.quantizers.attach import Plan, QuantizedSpotter
 
@@ -25,14 +25,16 @@ class CheckpointError(ValueError):
     """The file is truncated, or holds something else than was asked for."""
 
 
+class OtherModelError(CheckpointError):
+    """The file is whole, and holds a model of another shape."""
+
+
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
     """Atomic safetensors file with a JSON header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     contiguous = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     meta = json.dumps({"format": FORMAT, **header}, sort_keys=True)
-    save_file(contiguous, str(temporary), metadata={"kwsbench": meta})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(contiguous, str(temporary), metadata={"kwsbench": meta})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -77,7 +79,7 @@ def load_model(path: str | Path, expect: SpotterConfig | None = None) -> Spotter
         raise CheckpointError(f"{path} holds training state, not a model")
     config = SpotterConfig.from_json(header["config"])
     if expect is not None and config != expect:
-        raise CheckpointError(f"{path} is a checkpoint of another model: it has {config}, this run expects {expect}")
+        raise OtherModelError(f"{path} is a checkpoint of another model: it has {config}, this run expects {expect}")
     float_model = Spotter(config)
     model: Spotter | QuantizedSpotter = float_model
     if header["plan"] is not None:

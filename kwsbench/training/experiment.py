@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from kwsbench.data.corpora import NOISE, Corpus, open_corpus
 from kwsbench.data.mixing import MixRecipe, training_recipe
 from kwsbench.data.synth import RECIPES, synthesize
 from kwsbench.features.lfbe import LfbeConfig
+from kwsbench.files import check_writable, locked, set_aside, write_json
 from kwsbench.integer import run as integer_run
 from kwsbench.integer.lower import lower
 from kwsbench.integer.program import Program, load_program
@@ -35,9 +36,11 @@ from kwsbench.metrics.scores import Scores, keyword_scores
 from kwsbench.models.feedforward import Spotter, SpotterConfig
 from kwsbench.quantizers.attach import QuantizedSpotter, WeightPlan, stage_two_plan
 from kwsbench.training import stages
-from kwsbench.training.checkpoints import load_model, save_model
+from kwsbench.training.checkpoints import CheckpointError, OtherModelError, load_model, read_tensors, save_model
 from kwsbench.training.loop import StageConfig
 from kwsbench.training.sampler import SamplerConfig, WindowSampler
+
+T = TypeVar("T")
 
 KINDS = ("float", "control", "stage_one", "stage_two", "post_training")
 # Part of every artifact's identity: raise it when the same settings would train or compute something else.
@@ -253,23 +256,49 @@ class Experiment:
     def model(self, system: System) -> Spotter | QuantizedSpotter:
         """The trained (or post-training quantized) model, from disk if it was made before."""
         if system not in self._models:
-            folder = self.folder(system)
-            file = folder / "model.safetensors"
-            if file.is_file():
-                self._models[system] = load_model(file, self.spec.model).to(self.device)
-            else:
-                folder.mkdir(parents=True, exist_ok=True)
-                # What an earlier model left behind, one that was deleted to be trained again, would be stale.
-                for old in (*folder.glob("scores-*"), *folder.glob("equality-*"), folder / "program.safetensors"):
-                    old.unlink(missing_ok=True)
-                write_json(folder / "config.json", self.identity(system))
-                checkpoint = folder / "checkpoint.safetensors"
-                model, history = self._make(system, checkpoint)
-                write_json(folder / "history.json", history)
-                save_model(file, model.eval(), {"system": system.label, "seed": system.seed})
-                checkpoint.unlink(missing_ok=True)
-                self._models[system] = model
+            self._models[system] = self._kept(
+                system,
+                "model.safetensors",
+                lambda file: load_model(file, self.spec.model).to(self.device),
+                lambda file: self._train(system, file),
+            )
         return self._models[system]
+
+    def _kept(self, system: System, name: str, load: Callable[[Path], T], make: Callable[[Path], None]) -> T:
+        """An artifact of a system from its file; made first, by one process at a time, if it is not there.
+
+        A file that cannot be read is set aside as ``<name>.corrupt`` and made again, with a line that says so.
+        """
+        file = self.folder(system) / name
+        if file.is_file():
+            try:
+                return load(file)
+            except OtherModelError:
+                raise  # somebody put it there: not ours to move
+            except ValueError as error:
+                set_aside(file, error)
+        with locked(file.parent, f"{system.label}, seed {system.seed}"):
+            if not file.is_file():  # another process may have made it meanwhile
+                make(file)
+        return load(file)
+
+    def _train(self, system: System, file: Path) -> None:
+        folder = file.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        # What an earlier model left behind, one that was deleted to be trained again, would be stale.
+        for old in (*folder.glob("scores-*"), *folder.glob("equality-*"), folder / "program.safetensors"):
+            old.unlink(missing_ok=True)
+        write_json(folder / "config.json", self.identity(system))
+        checkpoint = folder / "checkpoint.safetensors"
+        if checkpoint.is_file():
+            try:
+                read_tensors(checkpoint)
+            except CheckpointError as error:
+                set_aside(checkpoint, error)
+        model, history = self._make(system, checkpoint)
+        write_json(folder / "history.json", history)
+        save_model(file, model.eval(), {"system": system.label, "seed": system.seed})
+        checkpoint.unlink(missing_ok=True)
 
     def has_model(self, system: System) -> bool:
         """Whether the model of a system is on disk already: asking for it then costs no training."""
@@ -282,8 +311,8 @@ class Experiment:
 
     def program(self, system: System) -> Program:
         """The integer program of a stage-2 or post-training system."""
-        file = self.folder(system) / "program.safetensors"
-        if not file.is_file():
+
+        def make(file: Path) -> None:
             model = self.model(system)
             assert isinstance(model, QuantizedSpotter)
             metadata = {
@@ -293,7 +322,8 @@ class Experiment:
                 "data": self.bank("train").source_hash,
             }
             lower(model, self.spec.features.frame_seconds, metadata).save(file)
-        return load_program(file)
+
+        return self._kept(system, "program.safetensors", load_program, make)
 
     def _make(self, system: System, checkpoint: Path) -> tuple[Spotter | QuantizedSpotter, dict[str, list[float]]]:
         p, sampler = self.spec.profile, self.sampler(system.seed)
@@ -358,11 +388,12 @@ class Experiment:
         keyword = keyword or self.spec.keywords[0]
         index = self.spec.keywords.index(keyword)
         name = hashlib.sha256(f"{bank.source_hash} {keyword} {backend}".encode()).hexdigest()[:12]
-        file = self.folder(system) / f"scores-{split}-{name}.npz"
-        if not file.is_file():
+
+        def make(file: Path) -> None:
             logits = self._logits(system, bank, backend)
             make_scores(bank, keyword_scores(logits)[:, index], system.label).save(file)
-        return Scores.load(file)
+
+        return self._kept(system, f"scores-{split}-{name}.npz", Scores.load, make)
 
     def _logits(self, system: System, bank: FeatureBank, backend: str) -> np.ndarray:
         model = self.model(system)
@@ -415,25 +446,3 @@ def make_scores(bank: FeatureBank, values: np.ndarray, system: str) -> Scores:
         bank.frame_seconds,
         system,
     )
-
-
-def check_writable(folder: Path) -> None:
-    """Create a folder and prove that it takes a file.
-
-    Raises:
-        PermissionError: it cannot be created or written (named, before any work starts).
-    """
-    probe = folder / f".write-test-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise PermissionError(f"cannot write to {folder} ({error.strerror}); choose another output folder") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Atomic JSON file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True))
-    os.replace(temporary, path)

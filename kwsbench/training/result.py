@@ -14,10 +14,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from kwsbench.files import write_json
 from kwsbench.metrics.compare import spread
 from kwsbench.metrics.det import point_at_frr
 from kwsbench.quantizers.attach import QuantizedSpotter, WeightPlan
-from kwsbench.training.experiment import Experiment, System, write_json
+from kwsbench.training.experiment import Experiment, System
 from kwsbench.training.ladder import compare_exact
 
 FIGURES = ("frr", "fdr", "fa_per_hour", "fa_per_hour_speech", "fdr_matched", "fa_matched", "fdr_at_5")
