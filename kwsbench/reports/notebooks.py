@@ -67,7 +67,7 @@ class _ThisInterpreter(KernelSpecManager):
             ],
             display_name="kwsbench",
             language="python",
-            env={"PYTHONUNBUFFERED": "1", "PLOTLY_RENDERER": "plotly_mimetype"},
+            env={"PYTHONUNBUFFERED": "1", "PLOTLY_RENDERER": "plotly_mimetype", "KWSBENCH_LIVE": "0"},
             metadata={"supported_encryption": "curve"},
         )
 
