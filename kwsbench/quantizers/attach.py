@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from kwsbench.arithmetic import fixedpoint, folding
 from kwsbench.arithmetic.codebook import check_bits
+from kwsbench.export.pack import code_range
 from kwsbench.models.feedforward import EPSILON, ChannelNorm, Spotter, SpotterConfig
 from kwsbench.models.streaming import fresh_ring, stack_frames
 from kwsbench.quantizers import QUANTIZERS, WeightQuantizer
@@ -43,7 +44,10 @@ class WeightPlan:
 
     def __post_init__(self) -> None:
         if self.method not in QUANTIZERS:
-            raise ValueError(f"unknown quantizer {self.method!r}; choose one of {sorted(QUANTIZERS)}")
+            raise ValueError(
+                f"unknown quantizer {self.method!r}; choose one of {sorted(QUANTIZERS)}, or import the file that "
+                "registers it"
+            )
         check_bits(self.bits)
 
 
@@ -190,7 +194,9 @@ class QuantizedSpotter(nn.Module):
             w = plan.weights_of(i)
             if w is None:
                 raise ValueError(f"layer {i} has no weight quantizer; a quantized spotter quantizes every layer")
-            self.weights.append(QUANTIZERS[w.method](dense.weight, w.bits, w.per_channel))  # type: ignore[call-arg]
+            quantizer = QUANTIZERS[w.method](dense.weight, w.bits, w.per_channel)  # type: ignore[call-arg]
+            _check_grid(quantizer)
+            self.weights.append(quantizer)
             self.biases.append(nn.Parameter(dense.bias.detach().clone()))
         self.norms = nn.ModuleList(ChannelNorm(n) for n in model.config.hidden)
         self.norms.load_state_dict(model.norms.state_dict())
@@ -392,6 +398,24 @@ class QuantizedSpotter(nn.Module):
     def _affine(self, norm: ChannelNorm, a: torch.Tensor) -> torch.Tensor:
         g = norm.gain * norm.gamma / torch.sqrt(norm.var + EPSILON)
         return norm.gain * norm.beta + g * (a - norm.mean)
+
+
+def _check_grid(quantizer: WeightQuantizer) -> None:
+    """A quantizer from outside is refused before training, not at lowering.
+
+    Raises:
+        ValueError: its codebook has no integer codes, or codes off the grid that it names.
+    """
+    method, bits = quantizer.method, quantizer.bits
+    if quantizer.codebook.codes is None:
+        raise ValueError(f"{method}: its codebook has no integer codes; make it with integer_codebook(codes, step)")
+    low, high, step = code_range(bits, quantizer.grid)
+    off = [int(c) for c in quantizer.codebook.codes if not low <= c <= high or (c - low) % step]
+    if off:
+        raise ValueError(
+            f"{method}: code {off[0]} does not lie on its grid {quantizer.grid!r}, which has at {bits} bits the codes "
+            f"{low}, {low + step}, ... {high}"
+        )
 
 
 def _to_int(acc: torch.Tensor) -> torch.Tensor:

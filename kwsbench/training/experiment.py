@@ -34,6 +34,7 @@ from kwsbench.metrics.det import DetCurve, OperatingPoint, det_curve, evaluate, 
 from kwsbench.metrics.events import DetectorConfig
 from kwsbench.metrics.scores import Scores, keyword_scores
 from kwsbench.models.feedforward import Spotter, SpotterConfig
+from kwsbench.quantizers import SOURCES
 from kwsbench.quantizers.attach import QuantizedSpotter, WeightPlan, stage_two_plan
 from kwsbench.training import stages
 from kwsbench.training.checkpoints import CheckpointError, OtherModelError, load_model, read_tensors, save_model
@@ -363,7 +364,9 @@ class Experiment:
             "post_training": {},
         }[system.kind]
         if system.weights is not None:
-            own["weights"] = vars(system.weights)
+            own["weights"] = vars(system.weights) | (
+                {"source": SOURCES[system.weights.method]} if system.weights.method in SOURCES else {}
+            )
         if system.kind in ("stage_two", "post_training"):
             own |= {"batchnorm": system.batchnorm or self.spec.batchnorm, "rounding": self.spec.rounding}
         base: dict[str, Any] = {"kind": system.kind, "seed": system.seed, "own": own, "version": ARTIFACT_VERSION}
