@@ -15,6 +15,7 @@ PACKAGE = ROOT / "kwsbench"
 # The longest matching name decides. CONTRIBUTING.md draws the same map.
 FLOORS = {
     "kwsbench.files": 0,
+    "kwsbench.processes": 0,
     "kwsbench.arithmetic": 0,
     "kwsbench.data": 1,
     "kwsbench.features": 1,
@@ -32,6 +33,7 @@ FLOORS = {
     "kwsbench.integer.lower": 3,
     "kwsbench.training": 4,
     "kwsbench.reports": 4,
+    "kwsbench.sweeps": 4,
     "kwsbench.cli": 5,
 }
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from kwsbench.data.mixing import Mixer, MixRecipe, clip_rng
 from kwsbench.data.rooms import room_bank
 from kwsbench.features.lfbe import LfbeConfig, lfbe
 from kwsbench.files import locked, replacing, set_aside
+from kwsbench.processes import die_with_parent
 
 BANK_VERSION = 1
 IGNORED = -1
@@ -197,7 +199,7 @@ def build_bank(
     task = _Task(corpus, split, tuple(keywords), recipe, features, rule, seed, rounds, random_phase)
     source_hash = _hash(task, chosen)
     with _working_folder(cache_dir) as folder:
-        path = folder / f"bank-{split}-{source_hash[:16]}.npz"
+        path = _path(folder, split, source_hash)
         if path.exists():
             try:
                 return FeatureBank.load(path)
@@ -212,6 +214,28 @@ def build_bank(
                 bank.save(path)
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         return bank
+
+
+def bank_path(
+    corpus: Corpus,
+    split: str,
+    keywords: tuple[str, ...],
+    recipe: MixRecipe,
+    features: LfbeConfig,
+    rule: LabelRule,
+    seed: int,
+    *,
+    rounds: int,
+    random_phase: bool,
+    cache_dir: str | Path,
+) -> Path:
+    """Where :func:`build_bank` keeps the bank of these settings, all clips of the split; it need not be there."""
+    task = _Task(corpus, split, tuple(keywords), recipe, features, rule, seed, rounds, random_phase)
+    return _path(Path(cache_dir), split, _hash(task, tuple(c for c in corpus.select(split=split) if c.label != NOISE)))
+
+
+def _path(folder: Path, split: str, source_hash: str) -> Path:
+    return folder / f"bank-{split}-{source_hash[:16]}.npz"
 
 
 @contextmanager
@@ -263,7 +287,9 @@ def _build_shards(
         else:
             # Spawned, not forked: a fork copies the locks of threads (a notebook's) without the threads.
             context = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(min(workers, len(todo)), mp_context=context)
+            pool = ProcessPoolExecutor(
+                min(workers, len(todo)), mp_context=context, initializer=die_with_parent, initargs=(os.getpid(),)
+            )
             try:
                 jobs = [pool.submit(_work, task, groups[i], cache, paths[i]) for i in todo]
                 for job in as_completed(jobs):

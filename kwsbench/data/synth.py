@@ -26,7 +26,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -128,6 +128,14 @@ RECIPES = MappingProxyType(
         ),
     }
 )
+
+
+def profile_recipe(profile: str, keyword: str) -> SynthRecipe:
+    """The embedded corpus of a profile of training: `full` is for recordings and has no larger one.
+
+    Raises ValueError for a keyword that cannot be said, or that other words contain.
+    """
+    return replace(RECIPES["smoke" if profile == "smoke" else "default"], keyword=keyword)
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,23 @@ and ``metrics.json`` (key figures, and a record of every system that was measure
 
 Parameters are validated before anything runs. A run always has a deadline. A run that fails keeps what it
 executed and its traceback, and does not stop the others. The kernel is a process of this very interpreter,
-whatever kernels happen to be installed, and works in the notebook's folder, as it does in JupyterLab.
+whatever kernels happen to be installed, works in the notebook's folder, as it does in JupyterLab, and ends with the
+process that started it. While it executes, the notebook is saved after every cell under a temporary name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import math
-import os
 import platform
 import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,16 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
 import kwsbench
-from kwsbench.files import write_json
+from kwsbench.files import check_writable, replacing, write_json
 from kwsbench.reports.parameters import declared_parameters, validate_parameters
 from kwsbench.reports.show import KEY_FIGURES_MIME, SYSTEMS_MIME
 from kwsbench.reports.status import Failure, RunStatus
 
 # Profile -> seconds that one notebook may take.
 PROFILES = {"smoke": 300.0, "default": 1200.0, "full": 86400.0}
+
+# What nbclient raises when the kernel's process is gone.
+DEAD_KERNEL = "DeadKernelError"
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
@@ -53,6 +57,8 @@ class Planned:
     title: str
     parameters: dict[str, Any]
     given: dict[str, Any]
+    source: Path | None = None  # the copy that is executed; None: the file at `path` itself
+    identity: dict[str, Any] = field(default_factory=dict)  # see RunStatus
 
 
 class _ThisInterpreter(KernelSpecManager):
@@ -62,7 +68,7 @@ class _ThisInterpreter(KernelSpecManager):
         return KernelSpec(
             # Quiet: at shutdown ipykernel now and then logs its own interrupt as an error.
             argv=[
-                *(sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"),
+                *(sys.executable, "-m", "kwsbench.reports.kernel", "-f", "{connection_file}"),
                 "--IPKernelApp.log_level=CRITICAL",
             ],
             display_name="kwsbench",
@@ -116,12 +122,22 @@ def plan_run(path: Path, given: Mapping[str, Any], name: str | None = None) -> P
 
 
 def run_notebook(
-    planned: Planned, out_dir: Path, timeout_seconds: float, profile: str = "", progress: bool = False
+    planned: Planned,
+    out_dir: Path,
+    timeout_seconds: float,
+    profile: str = "",
+    progress: bool = False,
+    attempts: int = 1,
+    deaths: int = 0,
 ) -> RunStatus:
-    """Execute a planned notebook into ``out_dir/runs/<name>`` and say how it went; only Ctrl-C raises."""
+    """Execute a planned notebook into ``out_dir/runs/<name>`` and say how it went.
+
+    The status is written last, so a run that says `passed` has all its files. ``attempts`` counts this one;
+    ``deaths`` are those before it.
+
+    Raises KeyboardInterrupt (the status then says `interrupted`) and OSError when the folder cannot be written.
+    """
     folder = out_dir / "runs" / planned.name
-    folder.mkdir(parents=True, exist_ok=True)
-    partial, kept = folder / ".running.ipynb", folder / "notebook.ipynb"
     status = RunStatus(
         name=planned.name,
         notebook=planned.path.name,
@@ -132,37 +148,63 @@ def run_notebook(
         given=tuple(planned.given),
         started_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={"kwsbench": kwsbench.__version__, "python": platform.python_version()},
-        notebook_sha256=hashlib.sha256(planned.path.read_bytes()).hexdigest(),
+        notebook_sha256=hashlib.sha256((planned.source or planned.path).read_bytes()).hexdigest(),
+        identity=planned.identity,
+        attempts=attempts,
+        deaths=deaths,
     )
     status.save(folder / "status.json")
     start = time.monotonic()
-    state, failure = "interrupted", None
-    try:
-        _execute(planned, partial, start + timeout_seconds, progress)
-        state = "passed"
-    except CellTimeoutError:
-        state = "timed out"
-        failure = Failure("Timeout", f"stopped after {timeout_seconds:g} s", "")
-    except PapermillExecutionError as error:
-        state = "failed"
-        failure = Failure(error.ename, ANSI.sub("", error.evalue), ANSI.sub("", "\n".join(error.traceback)))
-    except Exception as error:  # a dead kernel, a full disk: the other runs go on
-        state = "failed"
-        failure = Failure(type(error).__name__, str(error), ANSI.sub("", traceback.format_exc()))
-    finally:
-        if partial.exists():
-            os.replace(partial, kept)
-        figures, systems = _published(kept) if kept.exists() else ({}, [])
-        status = replace(
-            status,
-            state=state,
-            seconds=round(time.monotonic() - start, 2),
-            failure=failure,
-            key_figures=figures,
-        )
-        write_json(folder / "metrics.json", {"figures": status.key_figures, "systems": systems})
-        status.save(folder / "status.json")
+    interrupt: BaseException | None = None
+    kept = folder / "notebook.ipynb"
+    kept.unlink(missing_ok=True)  # of an earlier attempt
+    with contextlib.suppress(FileNotFoundError), replacing(kept, ".ipynb") as partial:  # nothing was executed
+        try:
+            _execute(planned, partial, start + timeout_seconds, progress)
+            state, failure = "passed", None
+        except BaseException as error:  # a dead kernel, a full disk, Ctrl-C: what was executed is kept
+            state, failure = _why(error, timeout_seconds)
+            interrupt = None if isinstance(error, Exception) else error
+        if not _readable(partial):  # half saved, on a full disk
+            partial.unlink(missing_ok=True)
+    figures, systems = _published(kept) if kept.exists() else ({}, [])
+    status = replace(
+        status,
+        state=state,
+        seconds=round(time.monotonic() - start, 2),
+        failure=failure,
+        key_figures=figures,
+        deaths=deaths + (failure is not None and failure.kind == DEAD_KERNEL),
+    )
+    write_json(folder / "metrics.json", {"figures": status.key_figures, "systems": systems}, sort_keys=False)
+    status.save(folder / "status.json")
+    if interrupt is not None:
+        raise interrupt
     return status
+
+
+def _why(error: BaseException, timeout_seconds: float) -> tuple[str, Failure | None]:
+    if isinstance(error, CellTimeoutError):
+        return "timed out", Failure("Timeout", f"stopped after {timeout_seconds:g} s", "")
+    if isinstance(error, PapermillExecutionError):
+        return "failed", Failure(error.ename, _plain(error.evalue), _plain("\n".join(error.traceback)))
+    if isinstance(error, Exception):
+        trace = "".join(traceback.format_exception(error))
+        return "failed", Failure(type(error).__name__, _plain(str(error)), _plain(trace))
+    return "interrupted", None
+
+
+def _readable(path: Path) -> bool:
+    try:
+        read_notebook(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _plain(text: str) -> str:
+    """Without terminal colours, and without halves of surrogate pairs, which no file takes."""
+    return ANSI.sub("", text).encode("utf-8", "replace").decode("utf-8")
 
 
 def run_all(
@@ -192,9 +234,7 @@ def run_all(
         plans.append(plan_run(path, {n: v for n, v in shared.items() if n in names}))
     if len({p.name for p in plans}) < len(plans):
         raise ValueError(f"two notebooks share a run name: {sorted(p.name for p in plans)}")
-    (out_dir / "runs").mkdir(parents=True, exist_ok=True)
-    if not os.access(out_dir, os.W_OK):
-        raise PermissionError(f"cannot write into {out_dir}")
+    check_writable(out_dir)
 
     done = []
     for number, plan in enumerate(plans, 1):
@@ -218,7 +258,7 @@ def _execute(planned: Planned, output: Path, deadline: float, progress: bool) ->
         return str(path).replace("{", "{{").replace("}", "}}")  # papermill formats paths with the parameters
 
     papermill.execute_notebook(
-        literal(planned.path),
+        literal(planned.source or planned.path),
         literal(output),
         parameters=planned.given,
         kernel_name="python3",

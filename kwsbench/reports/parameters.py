@@ -16,6 +16,8 @@ import ast
 import difflib
 import io
 import json
+import math
+import re
 import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,9 @@ from nbformat import NotebookNode
 
 TAG = "parameters"
 SCALARS = {"bool": bool, "int": int, "float": float, "str": str}
+WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")
+LEADING_ZERO = re.compile(r"[+-]?0[0-9]+")
+REAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,18 @@ class Parameter:
     annotation: str  # as written, for example "list[int]"
     default: Any
     comment: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A scalar of a file as it is written there, before anything decides what it is."""
+
+    text: str
+    quoted: bool = False
+
+
+# What a file holds: texts, in lists and mappings.
+Written = Text | list["Written"] | dict[str, "Written"]
 
 
 def declared_parameters(notebook: NotebookNode, label: str) -> tuple[Parameter, ...]:
@@ -112,6 +129,26 @@ def parse_parameters(declared: Sequence[Parameter], texts: Sequence[str], label:
     return values
 
 
+def typed_value(written: Written, annotation: str) -> Any:
+    """What is written in a file as a value of the declared type: the type decides, never the look of the text.
+
+    ``007``, ``no``, ``1e3`` and ``12:30`` are texts where a str is declared, and no YAML octal, bool or sexagesimal
+    where a number is. None is ``null``, ``~``, ``none`` or nothing, without quotes, where ``T | None`` is declared.
+
+    Raises ValueError that says what is wrong with the text and what to write.
+    """
+    return _typed(written, _annotation(annotation))
+
+
+def plain(written: Written) -> Any:
+    """What is written, as plain texts, lists and mappings: for messages."""
+    if isinstance(written, Text):
+        return written.text
+    if isinstance(written, list):
+        return [plain(w) for w in written]
+    return {key: plain(w) for key, w in written.items()}
+
+
 def _annotation(text: str) -> ast.expr:
     return ast.parse(text, mode="eval").body
 
@@ -136,7 +173,9 @@ def _matches(value: Any, node: ast.expr, where: str) -> bool:
     if isinstance(node, ast.Name) and node.id in SCALARS:
         if isinstance(value, bool):
             return node.id == "bool"
-        return isinstance(value, (int, float)) if node.id == "float" else isinstance(value, SCALARS[node.id])
+        if node.id == "float":  # JSON has no NaN and no infinities
+            return isinstance(value, (int, float)) and math.isfinite(value)
+        return isinstance(value, SCALARS[node.id])
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return _matches(value, node.left, where) or _matches(value, node.right, where)
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
@@ -185,3 +224,87 @@ def _parse(text: str, node: ast.expr) -> Any:
         except json.JSONDecodeError:
             return text
     return [_parse(part.strip(), inner[0]) for part in text.split(",")] if text else []
+
+
+def _typed(written: Written, node: ast.expr) -> Any:
+    if isinstance(node, ast.BinOp):
+        return _typed_option(written, node)
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id != "Literal":
+        return _typed_collection(written, node)
+    wanted = ast.unparse(node)
+    if not isinstance(written, Text):
+        raise ValueError(f"must be {wanted}, got {plain(written)!r}")
+    if isinstance(node, ast.Subscript):
+        return _typed_literal(written, node)
+    if isinstance(node, ast.Constant):
+        if not written.quoted and written.text.lower() in ("", "null", "~", "none"):
+            return None
+        raise ValueError(f"must be None, got {written.text!r}; write null")
+    assert isinstance(node, ast.Name)
+    return _typed_scalar(written, node.id)
+
+
+def _typed_scalar(written: Text, wanted: str) -> Any:
+    text = written.text
+    if not text and not written.quoted:
+        raise ValueError(f"must be {wanted}, and has no value" + ("; write '' for no text" * (wanted == "str")))
+    if wanted == "str":
+        return text
+    if written.quoted:
+        raise ValueError(f"must be {wanted}, got the text {text!r}; take the quotes away")
+    if wanted == "bool":
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"must be bool, got {text!r}; write true or false")
+        return text.lower() == "true"
+    if LEADING_ZERO.fullmatch(text):
+        raise ValueError(f"must be {wanted}, and {text} is ambiguous (octal for YAML); write it without leading zeros")
+    if not (WHOLE if wanted == "int" else REAL).fullmatch(text):
+        raise ValueError(f"must be {wanted}, got {text!r}")
+    value = SCALARS[wanted](text)
+    if not math.isfinite(value):
+        raise ValueError(f"must be {wanted}, and {text} is too large")
+    return value
+
+
+def _typed_literal(written: Text, node: ast.Subscript) -> Any:
+    options = [ast.literal_eval(option) for option in _arguments(node)]
+    for option in options:
+        if str(option) == written.text and (isinstance(option, str) or not written.quoted):
+            return option
+    raise ValueError(f"must be one of {', '.join(map(repr, options))}; got {written.text!r}")
+
+
+def _typed_option(written: Written, node: ast.BinOp) -> Any:
+    # None first and str last: any text is a str.
+    options = [o for o in _options(node) if not isinstance(o, ast.Constant)]
+    if len(options) < len(_options(node)):
+        try:
+            return _typed(written, ast.Constant(None))
+        except ValueError:
+            pass
+    why = None
+    for option in sorted(options, key=lambda o: ast.unparse(o) == "str"):
+        try:
+            return _typed(written, option)
+        except ValueError as error:
+            why = why or error
+    if len(options) == 1 and why:
+        raise why
+    raise ValueError(f"must be {ast.unparse(node)}, got {plain(written)!r}")
+
+
+def _options(node: ast.expr) -> list[ast.expr]:
+    return [*_options(node.left), *_options(node.right)] if isinstance(node, ast.BinOp) else [node]
+
+
+def _typed_collection(written: Written, node: ast.Subscript) -> Any:
+    wanted, inner = ast.unparse(node), _arguments(node)
+    if isinstance(node.value, ast.Name) and node.value.id == "dict":
+        if not isinstance(written, dict):
+            raise ValueError(f"must be {wanted}, got {plain(written)!r}; write it as {{name: value}}")
+        return {key: _typed(w, inner[1]) for key, w in written.items()}
+    if isinstance(written, Text):
+        raise ValueError(f"must be {wanted}, got {written.text!r}; write it in brackets: [{written.text}]")
+    if isinstance(written, dict):
+        raise ValueError(f"must be {wanted}, got {plain(written)!r}")
+    return [_typed(w, inner[0]) for w in written]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kwsbench.files import write_text
+from kwsbench.files import write_json
 
 STATES = ("running", "passed", "failed", "timed out", "interrupted")
 
@@ -44,13 +44,15 @@ class RunStatus:
     # Of a sweep's run: what its folder is addressed by (code, data, environment, ...), and how often it was begun.
     identity: dict[str, Any] = field(default_factory=dict)
     attempts: int = 1
+    deaths: int = 0  # how often its kernel or its job was killed or crashed, the rest of the machine being well
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
             raise ValueError(f"a run is one of {STATES}, got {self.state!r}")
 
     def save(self, path: Path) -> None:
-        write_text(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        """Write the file: whole or not at all. Raises OSError; ValueError for a value that JSON has not (NaN)."""
+        write_json(path, asdict(self), sort_keys=False)  # key figures keep the order in which they were published
 
     @classmethod
     def load(cls, path: Path) -> RunStatus:

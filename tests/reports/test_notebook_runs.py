@@ -10,10 +10,11 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from kwsbench.files import write_text
 from kwsbench.reports import notebooks
 from kwsbench.reports.notebooks import plan_run, run_all, run_notebook
 from kwsbench.reports.show import publish, show
-from kwsbench.reports.status import RunStatus, write_text
+from kwsbench.reports.status import RunStatus
 
 PARAMETERS = 'profile: str = "none"  # how much\nword: str = "yes"  # the keyword\nbits: list[int] = [8]  # widths'
 
@@ -52,7 +53,7 @@ def test_a_passing_run_keeps_everything_about_itself(tmp_path):
     assert 0 < status.seconds < 60
     folder = tmp_path / "out {x}" / "runs" / "01_ok"
     assert RunStatus.load(folder / "status.json") == status
-    assert sorted(p.name for p in folder.iterdir()) == ["notebook.ipynb", "status.json"]
+    assert sorted(p.name for p in folder.iterdir()) == ["metrics.json", "notebook.ipynb", "status.json"]
     said = outputs(folder)
     assert sys.executable in said, "the kernel is this interpreter"
     assert repr(awkward) in said, "the value arrives as it was given"
