@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from kwsbench.arithmetic.codebook import check_bits
 from kwsbench.arithmetic.fixedpoint import REQUANTIZE
-from kwsbench.data.batches import FeatureBank, LabelRule, build_bank
+from kwsbench.data.batches import FeatureBank, LabelRule, bank_path, build_bank
 from kwsbench.data.corpora import NOISE, Corpus, open_corpus
 from kwsbench.data.mixing import MixRecipe, training_recipe
 from kwsbench.data.synth import RECIPES, synthesize
@@ -46,6 +47,7 @@ T = TypeVar("T")
 KINDS = ("float", "control", "stage_one", "stage_two", "post_training")
 # Part of every artifact's identity: raise it when the same settings would train or compute something else.
 ARTIFACT_VERSION = 2
+SPECS = "experiments"  # folder under ``root``: the specs of all experiments that were opened there
 # Seeds of the evaluation mixtures: fixed, so that every system and every training seed meets the same audio.
 MIX_SEED = {"train": 1, "validation": 2, "test": 3}
 
@@ -156,6 +158,7 @@ def open_experiment(
     )
     experiment = Experiment(spec, root, progress, workers)
     experiment.corpus  # noqa: B018 (opened now: bad corpora are refused before any work)
+    experiment.remember()
     return experiment
 
 
@@ -167,12 +170,18 @@ class System:
     seed: int = 0
     weights: WeightPlan | None = None
     batchnorm: str | None = None  # stage_two and post_training; None: the experiment's own
+    layer_bits: tuple[int, ...] | None = None  # post_training: the width of each layer, instead of ``weights.bits``
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown system {self.kind!r}; choose one of {KINDS}")
         if (self.weights is None) != (self.kind in ("float", "control")):
             raise ValueError(f"a {self.kind} system {'needs' if self.weights is None else 'has no'} weight plan")
+        if self.layer_bits is not None:
+            if self.kind != "post_training":
+                raise ValueError(f"only post_training systems take a width per layer, got one for {self.kind}")
+            for bits in self.layer_bits:
+                check_bits(bits)
 
     @property
     def label(self) -> str:
@@ -182,7 +191,8 @@ class System:
         w = self.weights
         form = "" if self.batchnorm is None else f", {self.batchnorm}"
         stage = {"stage_one": "stage 1", "stage_two": "stage 2", "post_training": "post-training"}[self.kind]
-        return f"{stage}, {w.bits}-bit {w.method}{' per row' if w.per_channel else ''}{form}"
+        width = w.bits if self.layer_bits is None else "/".join(map(str, self.layer_bits))
+        return f"{stage}, {width}-bit {w.method}{' per row' if w.per_channel else ''}{form}"
 
 
 @dataclass
@@ -202,6 +212,18 @@ class Experiment:
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
+    def remember(self) -> None:
+        """Leave the spec under ``root/experiments``: who finds artifacts there can tell what they were made of.
+
+        A corpus under ``root`` is named relative to it, so that the folder may be moved as a whole.
+        """
+        spec, data, root = asdict(self.spec), Path(self.spec.data).resolve(), self.root.resolve()
+        spec["data"] = data.relative_to(root).as_posix() if data.is_relative_to(root) else str(data)
+        name = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.root / SPECS / f"{name}.json"
+        if not path.is_file():
+            write_json(path, spec)
+
     # ------------------------------------------------------------------ data
 
     @cached_property
@@ -218,22 +240,27 @@ class Experiment:
     def bank(self, split: str) -> FeatureBank:
         """Features of a split; the training split in several rounds of mixing, the others in one."""
         if split not in self._banks:
-            training = split == "train"
             self._banks[split] = build_bank(
-                self.corpus,
-                split,
-                self.spec.keywords,
-                self.spec.train_mix if training else self.spec.eval_mix,
-                self.spec.features,
-                self.spec.labels,
-                seed=MIX_SEED[split],
-                rounds=self.rounds if training else 1,
-                random_phase=training,
-                workers=self.workers,
-                cache_dir=self.root / "banks",
-                progress=self.progress,
+                self.corpus, split, workers=self.workers, progress=self.progress, **self._bank_settings(split)
             )
         return self._banks[split]
+
+    def has_bank(self, split: str) -> bool:
+        """Whether the features of a split are on disk already: asking for them then mixes nothing."""
+        return bank_path(self.corpus, split, **self._bank_settings(split)).is_file()
+
+    def _bank_settings(self, split: str) -> dict[str, Any]:
+        training = split == "train"
+        return {
+            "keywords": self.spec.keywords,
+            "recipe": self.spec.train_mix if training else self.spec.eval_mix,
+            "features": self.spec.features,
+            "rule": self.spec.labels,
+            "seed": MIX_SEED[split],
+            "rounds": self.rounds if training else 1,
+            "random_phase": training,
+            "cache_dir": self.root / "banks",
+        }
 
     @cached_property
     def _banks(self) -> dict[str, FeatureBank]:
@@ -343,7 +370,9 @@ class Experiment:
         assert isinstance(start, Spotter)
         if system.kind == "stage_one":
             return stages.train_stage_one(start, system.weights, sampler, p.stage_one, checkpoint, self.progress)
-        return stages.post_training(start, system.weights, sampler, batchnorm, self.spec.rounding), {}
+        exceptions = {i: replace(system.weights, bits=b) for i, b in enumerate(system.layer_bits or ())}
+        plan = stage_two_plan(system.weights, batchnorm, self.spec.rounding, exceptions)
+        return stages.post_training(start, plan, sampler), {}
 
     def parent(self, system: System) -> System:
         """The system that this one starts from."""
@@ -367,6 +396,11 @@ class Experiment:
             own["weights"] = vars(system.weights) | (
                 {"source": SOURCES[system.weights.method]} if system.weights.method in SOURCES else {}
             )
+        if system.layer_bits is not None:
+            layers = len(self.spec.model.sizes) - 1
+            if len(system.layer_bits) != layers:
+                raise ValueError(f"this model has {layers} layers, got {len(system.layer_bits)} widths")
+            own["layer_bits"] = list(system.layer_bits)
         if system.kind in ("stage_two", "post_training"):
             own |= {"batchnorm": system.batchnorm or self.spec.batchnorm, "rounding": self.spec.rounding}
         base: dict[str, Any] = {"kind": system.kind, "seed": system.seed, "own": own, "version": ARTIFACT_VERSION}

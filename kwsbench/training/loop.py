@@ -13,6 +13,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +26,10 @@ from tqdm.auto import tqdm
 from kwsbench.quantizers.attach import QuantizedSpotter
 from kwsbench.training.checkpoints import CheckpointError, read_tensors, write_tensors
 from kwsbench.training.sampler import WindowSampler
+
+# (stage, steps done, history so far); see `watching`
+Watcher = Callable[["StageConfig", int, dict[str, list[float]]], None]
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ def train(
                     history["loss"].append(value)
                     history["error"].append(float((logits.argmax(1) != labels).float().mean()))
                     bar.set_postfix(loss=f"{value:.4f}", refresh=False)
+                    _tell(config, step + 1, history)
                 bar.update()
                 # Asked once: no interrupt is raised without its checkpoint, a later one waits for the next step.
                 stop = interrupted()
@@ -110,6 +116,7 @@ def train(
                 if checkpoint is not None and (due or stop):
                     _save(checkpoint, model, optimizer, sampler, config, history, step + 1)
                 if stop:
+                    _tell(config, step + 1, history)
                     raise KeyboardInterrupt
     finally:
         bar.close()
@@ -117,6 +124,25 @@ def train(
             model.observing = False
     model.eval()
     return history
+
+
+@contextlib.contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Within the block ``watcher`` is told of every loss that is recorded, and of the step at which training stops.
+
+    It only looks: it gets the history that training keeps, and must not change it.
+    """
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def _tell(config: StageConfig, steps_done: int, history: dict[str, list[float]]) -> None:
+    watcher = _watcher.get()
+    if watcher is not None:
+        watcher(config, steps_done, history)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 A record::
 
     {"system": "stage 2, 2-bit tanh", "kind": "stage_two", "keyword": "computer", "seed": 0,
-     "bits": 2, "method": "tanh",                     # null for float systems
+     "bits": 2, "method": "tanh",                     # null for float systems; bits also for mixed widths
      "bytes": 71234, "bytes_basis": "measured",       # one stream: packed weights, constants, ring, activations
      "point": {...},                                  # metrics.det.OperatingPoint at the validation threshold, on test
      "curve": {"frr": [...], "fa_per_hour": [...], "fdr": [...], "negative_hours": 0.4, "n_positives": 219},
@@ -49,7 +49,7 @@ def system_record(experiment: Experiment, system: System, reference: Program | N
         "kind": system.kind,
         "keyword": keyword,
         "seed": system.seed,
-        "bits": system.weights.bits if system.weights else None,
+        "bits": system.weights.bits if system.weights and system.layer_bits is None else None,
         "method": system.weights.method if system.weights else None,
         "bytes": size,
         "bytes_basis": basis,

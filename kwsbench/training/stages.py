@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from kwsbench.models.feedforward import Spotter, SpotterConfig
-from kwsbench.quantizers.attach import Plan, QuantizedSpotter, WeightPlan, stage_one_plan, stage_two_plan
+from kwsbench.quantizers.attach import Plan, QuantizedSpotter, WeightPlan, stage_one_plan
 from kwsbench.training.loop import StageConfig, train
 from kwsbench.training.sampler import WindowSampler
 
@@ -78,11 +78,9 @@ def train_stage_two(
     return model, train(model, sampler, stage, checkpoint, progress)
 
 
-def post_training(
-    model: Spotter, weights: WeightPlan, sampler: WindowSampler, batchnorm: str, rounding: str = "single"
-) -> QuantizedSpotter:
+def post_training(model: Spotter, plan: Plan, sampler: WindowSampler) -> QuantizedSpotter:
     """Everything quantized without training: max-abs weights (mean-abs at 1 bit), calibrated ranges."""
-    quantized = QuantizedSpotter(model, stage_two_plan(weights, batchnorm, rounding)).to(sampler.features.device)
+    quantized = QuantizedSpotter(model, plan).to(sampler.features.device)
     quantized.eval()
     quantized.calibrate(calibration_windows(sampler))
     return quantized

@@ -263,7 +263,7 @@ def test_stages_leave_their_start_alone_and_calibrate():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     stages.train_control(model, s, stage, None, False)
     one, _ = stages.train_stage_one(model, WeightPlan("tanh", 4), s, stage, None, False)
-    baseline = stages.post_training(model, WeightPlan("linear", 8), s, "folded", "double")
+    baseline = stages.post_training(model, stage_two_plan(WeightPlan("linear", 8), "folded", "double"), s)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     before = {k: v.clone() for k, v in one.state_dict().items()}
     two, _ = stages.train_stage_two(one, stage_two_plan(WeightPlan("tanh", 4)), s, stage, None, False)
