@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from kwsbench import completion
+
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: fetch, generate, check.")
 app.add_typer(data_app, name="data")
@@ -34,7 +36,7 @@ def fetch_command(
 
 @data_app.command("synth")
 def synth_command(
-    size: Annotated[str, typer.Option(help="smoke, default or full")] = "default",
+    size: Annotated[str, typer.Option(help="smoke, default or full", autocompletion=completion.profiles)] = "default",
     out: Annotated[Path, typer.Option(help="folder that receives the corpus")] = Path("data"),
     workers: int = 2,
 ) -> None:
@@ -54,7 +56,9 @@ def synth_command(
 @data_app.command("check")
 def check_command(
     path: Path,
-    keyword: Annotated[list[str] | None, typer.Option(help="must be there in every split")] = None,
+    keyword: Annotated[
+        list[str] | None, typer.Option(help="must be there in every split", autocompletion=completion.keywords)
+    ] = None,
 ) -> None:
     """Open a corpus, refuse what cannot serve, and say what is in it.
 
@@ -104,11 +108,14 @@ def report_command(
 @app.command("result")
 def result_command(
     data: Annotated[Path, typer.Option(envvar="KWSBENCH_SPEECH", help="corpus folder")],
-    keyword: Annotated[str, typer.Option(help="the word to spot")] = "happy",
-    profile: Annotated[str, typer.Option(help="smoke, default or full")] = "full",
+    keyword: Annotated[str, typer.Option(help="the word to spot", autocompletion=completion.keywords)] = "happy",
+    profile: Annotated[str, typer.Option(help="smoke, default or full", autocompletion=completion.profiles)] = "full",
     seeds: Annotated[str, typer.Option(help="comma-separated; the profile's own if empty")] = "",
     bits: Annotated[str, typer.Option(help="comma-separated weight widths")] = "8,5,4,2,1",
-    batchnorm: Annotated[str, typer.Option(help="unfolded (8-bit codes, as the paper) or folded")] = "unfolded",
+    batchnorm: Annotated[
+        str,
+        typer.Option(help="unfolded (8-bit codes, as the paper) or folded", autocompletion=completion.batchnorm_forms),
+    ] = "unfolded",
     root: Annotated[Path, typer.Option(help="where models and features are kept")] = Path("runs"),
     out: Annotated[Path, typer.Option(help="folder that receives result.json, result.md, det.png")] = Path(
         "reports/result"
@@ -139,6 +146,25 @@ def result_command(
     systems = [System("float"), System("control"), *(System("stage_two", 0, WeightPlan("tanh", b)) for b in widths)]
     curves = {s.label: [experiment.curve(replace(s, seed=seed)) for seed in chosen] for s in systems}
     det_picture(curves, out / "det.png", experiment.spec.frr)
+
+
+@app.command("doctor")
+def doctor_command(
+    root: Annotated[Path, typer.Option(help="the folder of results, looked at for room, writing and locks")] = Path(
+        "runs"
+    ),
+    jobs: Annotated[int, typer.Option(min=0, help="jobs meant to run at once; 0: one")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="the findings as JSON")] = False,
+) -> None:
+    """What is missing here, why it matters, and how to mend it. Exit status 1 if something needed is missing.
+
+    Example: kwsbench doctor --jobs 2
+    """
+    from kwsbench import doctor
+
+    findings = doctor.examine(doctor.Setting(root, jobs))
+    print(doctor.as_json(findings) if as_json else doctor.as_text(findings))
+    sys.exit(any(finding.state == "missing" for finding in findings))
 
 
 def _integers(text: str, option: str) -> list[int]:

@@ -34,6 +34,8 @@ FLOORS = {
     "kwsbench.training": 4,
     "kwsbench.reports": 4,
     "kwsbench.sweeps": 4,
+    "kwsbench.completion": 0,
+    "kwsbench.doctor": 5,
     "kwsbench.cli": 5,
 }
 
