@@ -15,6 +15,8 @@ from kwsbench import completion
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Corpora: fetch, generate, check.")
 app.add_typer(data_app, name="data")
+runs_app = typer.Typer(no_args_is_help=True, help="Runs of sweeps and reports: list, compare, prune.")
+app.add_typer(runs_app, name="runs")
 
 # What a user can cause; anything else is a defect and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, RuntimeError, FloatingPointError)
@@ -38,7 +40,7 @@ def fetch_command(
 def synth_command(
     size: Annotated[str, typer.Option(help="smoke, default or full", autocompletion=completion.profiles)] = "default",
     out: Annotated[Path, typer.Option(help="folder that receives the corpus")] = Path("data"),
-    workers: int = 2,
+    workers: Annotated[int, typer.Option(help="processes that make sound and features")] = 2,
 ) -> None:
     """Generate the embedded synthetic corpus (needs the extra kwsbench[synth]).
 
@@ -69,31 +71,39 @@ def check_command(
     print(open_corpus(path, tuple(keyword or ())).summary())
 
 
-@app.command("report")
-def report_command(
+@app.command("run")
+def run_command(
+    chosen: Annotated[
+        list[str] | None, typer.Argument(metavar="[NOTEBOOKS]...", help="paths, or names in the folder of notebooks")
+    ] = None,
     profile: Annotated[str, typer.Option(help="smoke, default or full")] = "default",
     out: Annotated[Path, typer.Option(help="folder that receives index.html")] = Path("reports"),
-    notebooks: Annotated[Path, typer.Option(help="folder of notebooks")] = Path("notebooks"),
+    notebooks: Annotated[Path, typer.Option(help="folder of notebooks; all of 0*.ipynb by default")] = Path(
+        "notebooks"
+    ),
     data: Annotated[str, typer.Option(help="corpus folder; without it the embedded corpus")] = "",
     root: Annotated[Path, typer.Option(help="where corpora, features and models are kept")] = Path("runs"),
     param: Annotated[list[str] | None, typer.Option("--param", "-p", help="NAME=VALUE for the notebooks")] = None,
 ) -> None:
-    """Run the notebooks and render the report. Exit status 1 if a notebook failed.
+    """Run notebooks and render their report. Exit status 1 if a notebook failed.
 
-    Example: kwsbench report --profile smoke
+    Example: kwsbench run --profile smoke
+
+    Example: kwsbench run 04_stage_two.ipynb -p bits=4,2 --out reports/narrow
     """
     from kwsbench.reports.notebooks import read_notebook, run_all
     from kwsbench.reports.page import write_report
     from kwsbench.reports.parameters import declared_parameters, parse_parameters
+    from kwsbench.reports.reproduce import find_notebooks
     from kwsbench.reports.status import RunStatus
 
-    paths = sorted(notebooks.glob("0*.ipynb"))
-    if not paths:
-        raise ValueError(f"no notebooks 0*.ipynb in {notebooks.resolve()}; name their folder with --notebooks")
+    paths = find_notebooks(chosen or [], notebooks)
     declared = [d for path in paths for d in declared_parameters(read_notebook(path), path.name)]
     given = parse_parameters(declared, param or [], "the notebooks")
-    # Kernels work in the notebooks' folder, and pages show the value: relative, it means the same on any machine.
-    given.setdefault("root", os.path.relpath(root, notebooks))
+    if any(d.name == "root" for d in declared):
+        # Kernels work in their notebook's folder, and pages show the value: relative, it means the same on any machine.
+        folders = {path.resolve().parent for path in paths}
+        given.setdefault("root", os.path.relpath(root, folders.pop()) if len(folders) == 1 else str(root.resolve()))
     if data:
         given["data"] = str(Path(data).resolve())
 
@@ -103,6 +113,35 @@ def report_command(
     statuses = run_all(paths, out, profile, given, after_each=show)
     print(write_report(out))
     sys.exit(any(status.state != "passed" for status in statuses))
+
+
+@app.command("report")
+def report_command(
+    runs: Annotated[list[str], typer.Argument(help="folders of runs, of reports or sweeps, or names of runs in --of")],
+    out: Annotated[Path | None, typer.Option(help="folder that receives the pages and the runs they show")] = None,
+    single_file: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="one file with everything in it")
+    ] = None,
+    of: Annotated[Path, typer.Option(help="report in which names of runs are looked up")] = Path("reports"),
+) -> None:
+    """Render finished runs to share: a folder of pages, or one self-contained file. Two runs are set side by side.
+
+    Example: kwsbench report sweeps/widths --out shared
+
+    Example: kwsbench report 03_stage_one 04_stage_two --single-file two.html
+    """
+    from kwsbench.reports.run_folder import find_runs
+    from kwsbench.reports.sharing import share_folder
+    from kwsbench.reports.sharing import single_file as write_single_file
+
+    if out is None and single_file is None:
+        raise ValueError("where to? give --out FOLDER or --single-file FILE.html")
+    folders = find_runs(runs, of)
+    compare = (folders[0], folders[1]) if len(folders) == 2 else None
+    if out is not None:
+        print(share_folder(folders, out, compare))
+    if single_file is not None:
+        print(write_single_file(folders, single_file, compare))
 
 
 @app.command("result")
@@ -120,7 +159,7 @@ def result_command(
     out: Annotated[Path, typer.Option(help="folder that receives result.json, result.md, det.png")] = Path(
         "reports/result"
     ),
-    workers: int = 2,
+    workers: Annotated[int, typer.Option(help="processes that make sound and features")] = 2,
 ) -> None:
     """The result table on recordings: float, post-training, two-stage training, integer inference.
 
@@ -165,6 +204,122 @@ def doctor_command(
     findings = doctor.examine(doctor.Setting(root, jobs))
     print(doctor.as_json(findings) if as_json else doctor.as_text(findings))
     sys.exit(any(finding.state == "missing" for finding in findings))
+
+
+@app.command("sweep")
+def sweep_command(
+    spec: Annotated[Path, typer.Argument(help="what to run: see the top of kwsbench/sweeps/spec.py")],
+    jobs: Annotated[int | None, typer.Option(help="runs at once; half the cores if not said")] = None,
+    threads: Annotated[int | None, typer.Option(help="threads of each run; the cores divided by the jobs")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the results; sweeps/NAME if not said")] = None,
+    root: Annotated[Path | None, typer.Option(help="where artifacts are kept; runs if not said")] = None,
+    timeout_minutes: Annotated[float | None, typer.Option(help="for one run; by profile if not said")] = None,
+    scheduler: Annotated[str, typer.Option(help="address of a Dask scheduler, tcp://host:port")] = "",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="repeat runs that failed before")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check the file, print the plan, run nothing")] = False,
+) -> None:
+    """Run notebooks over many parameters, each run once; a killed sweep goes on where it was.
+
+    Exit status 1 if a run failed.
+
+    Example: kwsbench sweep notebooks/sweep_example.yaml --jobs 2
+    """
+    import signal
+
+    from kwsbench.reports.page import write_report
+    from kwsbench.sweeps.pool import LocalPool, default_jobs
+    from kwsbench.sweeps.spec import Overrides, read_sweep
+    from kwsbench.sweeps.sweep import run_sweep, summary
+
+    plan = read_sweep(spec, Overrides(out, root, jobs, threads, timeout_minutes), dry_run)
+    if dry_run:
+        print(plan.describe())
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if scheduler:
+        from kwsbench.sweeps.cluster import ClusterPool
+
+        pool = ClusterPool(scheduler, plan.out, plan.jobs, plan.threads)
+    else:
+        pool = LocalPool(plan.jobs or default_jobs(), plan.threads)
+    statuses = run_sweep(plan, pool, retry_failed, lambda: write_report(plan.out))
+    print(summary(plan, statuses))
+    print(plan.out / "index.html")
+    sys.exit(any(status.state != "passed" for status in statuses))
+
+
+@runs_app.command("list")
+def runs_list_command(
+    folder: Annotated[Path, typer.Argument(help="a sweep's folder, or a folder of those")] = Path("sweeps"),
+    condition: Annotated[
+        list[str] | None, typer.Option("--where", help="NAME=VALUE; also != < <= > >=; repeat it for several")
+    ] = None,
+    columns: Annotated[str, typer.Option(help="comma-separated; basics, parameters and key figures if empty")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="as CSV")] = False,
+) -> None:
+    """What was run, with which parameters, and what came of it.
+
+    Example: kwsbench runs list sweeps/widths --where bits=5 --where state=passed --columns run,seed,fdr
+    """
+    from kwsbench.sweeps import runs
+
+    if as_json and as_csv:
+        raise ValueError("--json or --csv, not both")
+    found, problems = runs.find_runs(folder)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    names, rows = runs.table(runs.where(found, condition or []), [c.strip() for c in columns.split(",") if c.strip()])
+    writer = runs.as_json if as_json else runs.as_csv if as_csv else runs.as_text
+    print(writer(names, rows).rstrip("\n"))
+
+
+@runs_app.command("compare")
+def runs_compare_command(
+    first: Annotated[str, typer.Argument(help="folder of a run, or the beginning of its name")],
+    second: Annotated[str, typer.Argument(help="the other one")],
+    folder: Annotated[Path, typer.Option(help="where names are looked up")] = Path("sweeps"),
+) -> None:
+    """Two runs side by side: what was given, what came out, and the first layer in which they differ.
+
+    Example: kwsbench runs compare 04_stage_two-1f3a 04_stage_two-9c07 --folder sweeps/widths
+    """
+    from kwsbench.reports.comparison import compare_runs
+    from kwsbench.sweeps.runs import find_run
+
+    print(compare_runs(find_run(first, folder), find_run(second, folder)).as_text())
+
+
+@runs_app.command("prune")
+def runs_prune_command(
+    folder: Annotated[Path, typer.Argument(help="a sweep's folder, or a folder of those")],
+    state: Annotated[list[str] | None, typer.Option(help="passed, failed, 'timed out', interrupted, running")] = None,
+    condition: Annotated[list[str] | None, typer.Option("--where", help="NAME=VALUE, as in `runs list`")] = None,
+    keep_code: Annotated[str, typer.Option(help="spare runs of this code: current, or the hash of `runs list`")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="delete; without it, only what would go is printed")] = False,
+) -> None:
+    """Delete runs: in a state, under conditions, of other code. Prints them; deletes only with --yes.
+
+    A run on which a process works is never touched. Models, features and corpora (under --root) stay, and so do the
+    kept sources of notebooks.
+
+    Example: kwsbench runs prune sweeps/widths --state failed --keep-code current
+    """
+    from kwsbench.reports.page import write_report
+    from kwsbench.sweeps import runs
+
+    found, _ = runs.find_runs(folder)
+    chosen = runs.prunable(found, state or [], condition or [], keep_code)
+    for run in chosen:
+        print(f"{run.folder}  {run.status.state}")
+    if not yes:
+        print(f"{len(chosen)} of {len(found)} runs would be deleted; add --yes to do it. Artifacts stay in any case.")
+        return
+    deleted, busy = runs.prune(chosen)
+    for out in sorted({run.out for run in deleted}):
+        write_report(out)
+    left = f"; {len(busy)} left, a process works on them" if busy else ""
+    print(f"{len(deleted)} runs deleted{left}. Artifacts and kept sources of notebooks were not touched.")
 
 
 def _integers(text: str, option: str) -> list[int]:

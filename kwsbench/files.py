@@ -38,12 +38,17 @@ def replacing(path: str | Path, suffix: str = "") -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial{suffix}")
+    temporary = partial_path(path, suffix)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def partial_path(path: Path, suffix: str = "") -> Path:
+    """A new temporary's path beside ``path``, named by its owner: `remove_leftovers` removes it when that is gone."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial{suffix}")
 
 
 def write_text(path: str | Path, text: str) -> None:
