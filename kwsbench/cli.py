@@ -40,7 +40,7 @@ def fetch_command(
 def synth_command(
     size: Annotated[str, typer.Option(help="smoke, default or full", autocompletion=completion.profiles)] = "default",
     out: Annotated[Path, typer.Option(help="folder that receives the corpus")] = Path("data"),
-    workers: Annotated[int, typer.Option(help="processes that make sound and features")] = 2,
+    workers: Annotated[int, typer.Option(help="clips worked on at once")] = 2,
 ) -> None:
     """Generate the embedded synthetic corpus (needs the extra kwsbench[synth]).
 
@@ -159,7 +159,7 @@ def result_command(
     out: Annotated[Path, typer.Option(help="folder that receives result.json, result.md, det.png")] = Path(
         "reports/result"
     ),
-    workers: Annotated[int, typer.Option(help="processes that make sound and features")] = 2,
+    workers: Annotated[int, typer.Option(help="clips worked on at once")] = 2,
 ) -> None:
     """The result table on recordings: float, post-training, two-stage training, integer inference.
 

@@ -36,8 +36,9 @@ def batchnorm_forms(incomplete: str) -> list[str]:
 
 
 def keywords(ctx: Any, incomplete: str) -> list[str]:
-    """Words of the corpus that the line names so far (``--data``, an argument ``path``, or KWSBENCH_SPEECH)."""
-    given = ctx.params.get("data") or ctx.params.get("path") or os.environ.get("KWSBENCH_SPEECH", "")
+    """Words of the corpus that the line names so far (``--data``, an argument, or KWSBENCH_SPEECH)."""
+    # An argument before an option that still lacks its value is not parsed yet: it is among the words left over.
+    given = ctx.params.get("data") or next(iter(ctx.args), "") or os.environ.get("KWSBENCH_SPEECH", "")
     try:
         return sorted({w for w in _words(Path(given)) if w.startswith(incomplete)}) if given else []
     except (OSError, UnicodeDecodeError, csv.Error):
@@ -46,7 +47,8 @@ def keywords(ctx: Any, incomplete: str) -> list[str]:
 
 def runs(ctx: Any, incomplete: str) -> list[str]:
     """Folders of finished or begun runs, as paths: below the folder that is typed, else below ``reports``."""
-    typed = Path(incomplete).parent if "/" in incomplete else Path(str(ctx.params.get("out") or "reports"))
+    folder = incomplete.rpartition("/")[0] or "/"
+    typed = Path(folder) if "/" in incomplete else Path(str(ctx.params.get("out") or "reports"))
     holders = (typed, typed / "runs", typed.parent if typed.name == "runs" else typed)
     found = {str(status.parent) for folder in holders for status in folder.glob("*/status.json")}
     return sorted(path for path in found if path.startswith(incomplete)) or sorted(found if not incomplete else [])
