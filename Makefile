@@ -54,7 +54,7 @@ help:
 # --- what people run ---
 
 report: .venv/stamp-synth
-	.venv/bin/kwsbench report --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") --out reports
+	.venv/bin/kwsbench run --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") --out reports
 	@echo "open reports/index.html"
 
 result: .venv/stamp-base

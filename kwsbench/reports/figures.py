@@ -1,7 +1,7 @@
 """Plotly figures from plain arrays and DET curves, in one style (reports.style), with units on every axis.
 
-They stay small: curves are thinned to ``MAX_POINTS`` points, distributions are counted before they are drawn,
-sound is drawn by its envelope. No figure carries a raw weight matrix or recording.
+They stay small: curves keep the points without which they would look otherwise, distributions are counted before
+they are drawn, sound is drawn by its envelope. No figure carries a raw weight matrix or recording.
 
 DET axes (the conventions of metrics.det):
 
@@ -29,8 +29,12 @@ from kwsbench.metrics.compare import wilson_interval
 from kwsbench.metrics.det import DetCurve, OperatingPoint
 from kwsbench.reports.style import COLOUR_SCALE, GRID, HEIGHT_PX, INK, PALETTE, figure, series, text
 
-MAX_POINTS = 300
-MAX_FRAMES = 400  # columns of a heat map
+MAX_POINTS = 150  # of a history
+HOVER_POINTS = 60  # of a DET curve, beside its corners: where a pointer finds values
+TOLERANCE = 0.001  # of the axis, less than a pixel: what a thinned curve may be off
+MAX_FRAMES = 400  # columns of a sound's envelope
+MAX_COLUMNS = 250  # of a heat map
+MAX_BANDS = 64  # of a spectrogram
 TICK_SPACING = 0.13  # of the axis: labels do not collide on a page of 390 px
 FRR_TITLE = "false rejects (FRR, %)"
 FA_TITLE = "false accepts per hour of negative audio"
@@ -66,7 +70,7 @@ def det_figure(
     fig = figure(title, x_axis.title, y_axis.title, f"{title}. {len(curves)} curves: {', '.join(curves)}.")
     for i, (name, curve) in enumerate(curves.items()):
         x, y = x_axis.place(x_axis.of_curve(curve)), y_axis.place(y_axis.of_curve(curve))
-        kept = thin(np.clip(x, *x_axis.window), np.clip(y, *y_axis.window), MAX_POINTS)
+        kept = _det_points(np.clip(x, *x_axis.window), np.clip(y, *y_axis.window))
         style = series(i)
         fig.add_scatter(
             x=_compact(x[kept]),
@@ -243,26 +247,22 @@ def _need_clips(curves: list[DetCurve]) -> None:
             raise ValueError(f"{curve.system!r} has no negative clips: use the axes 'linear' or 'log'")
 
 
+def _det_points(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Indices of the points that are drawn: those that shape the curve, and some for the pointer between them."""
+    return np.union1d(corners(x, y, TOLERANCE), thin(x, y, HOVER_POINTS))
+
+
 def _hover_columns(curve: DetCurve) -> np.ndarray:
-    """threshold, FRR %, misses, FA/h, events, clips accepted: [T, 6]."""
-    return np.column_stack(
-        [
-            curve.thresholds,
-            100 * curve.frr,
-            curve.misses,
-            curve.fa_per_hour,
-            curve.false_accepts,
-            curve.clip_false_accepts,
-        ]
-    )
+    """threshold, misses, events, clips accepted: [T, 4]."""
+    return np.column_stack([curve.thresholds, curve.misses, curve.false_accepts, curve.clip_false_accepts])
 
 
 def _hover_template(curve: DetCurve) -> str:
     return (
         "threshold %{customdata[0]:.3f}<br>"
-        f"FRR %{{customdata[1]:.2f}}% (%{{customdata[2]:.0f}} of {curve.n_positives})<br>"
-        f"FA/h %{{customdata[3]:.3g}} (%{{customdata[4]:.0f}} in {curve.negative_hours:.3g} h)<br>"
-        f"negative clips accepted %{{customdata[5]:.0f}} of {curve.n_negative_clips}"
+        f"%{{customdata[1]:.0f}} of {curve.n_positives} keywords missed<br>"
+        f"%{{customdata[2]:.0f}} false accepts in {curve.negative_hours:.3g} h<br>"
+        f"%{{customdata[3]:.0f}} of {curve.n_negative_clips} negative clips accepted"
     )
 
 
@@ -299,13 +299,12 @@ def transfer_figure(
     x_title: str = "input / scale",
     y_title: str = "quantized / scale",
 ) -> go.Figure:
-    """Quantizer outputs over the input ``x`` [n] (ascending). Steps keep their corners; runs are dropped."""
+    """Quantizer outputs over the input ``x`` [n] (ascending). Steps keep their corners."""
     fig = figure(title, x_title, y_title)
     x = np.asarray(x, np.float64)
     for i, (name, y) in enumerate(curves.items()):
         y = np.asarray(y, np.float64)
-        kept = _corners(x, y)
-        kept = kept[thin(x[kept], y[kept], 4 * MAX_POINTS)]
+        kept = corners(x, y, TOLERANCE)
         style = series(i)
         fig.add_scatter(
             x=_compact(x[kept]),
@@ -408,13 +407,16 @@ def training_figure(histories: Mapping[str, Mapping[str, Sequence[float]]], titl
     drawn as means of neighbours.
     """
     fig = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.09)
-    fig.update_layout(figure(title, "", "", f"{title}: loss and error of {', '.join(histories)}.").layout)
+    house = figure(title, "", "", f"{title}: loss and error of {', '.join(histories)}.").layout
+    fig.layout.template = None  # else Plotly's own template is merged into the house's, and travels along
+    fig.update_layout(house)
     for i, (name, history) in enumerate(histories.items()):
-        step = _block_means(history["step"], MAX_POINTS)
+        x0, dx = _block_steps(history["step"], MAX_POINTS)
         style = series(i)
         for row, key, factor in ((1, "loss", 1), (2, "error", 100)):
             fig.add_scatter(
-                x=_compact(step),
+                x0=x0,
+                dx=dx,
                 y=_compact(factor * _block_means(history[key], MAX_POINTS)),
                 name=text(name),
                 legendgroup=name,
@@ -525,17 +527,18 @@ def waveform(
     audio = np.asarray(audio, np.float32)
     width = max(1, -(-len(audio) // MAX_FRAMES))
     blocks = np.pad(audio, (0, -len(audio) % width), mode="edge").reshape(-1, width)
-    seconds = (np.arange(len(blocks)) + 0.5) * width / sample_rate
     fig = figure(title, "time (s)", "level (full scale 1)")
-    fig.add_scatter(
-        x=_compact(np.concatenate([seconds, seconds[::-1]])),
-        y=_compact(np.concatenate([blocks.max(axis=1), blocks.min(axis=1)[::-1]])),
-        fill="toself",
-        mode="lines",
-        line={"color": PALETTE[0], "width": 1},
-        hoverinfo="skip",
-        showlegend=False,
-    )
+    for edge, fill in ((blocks.max(axis=1), None), (blocks.min(axis=1), "tonexty")):
+        fig.add_scatter(
+            x0=width / sample_rate / 2,
+            dx=width / sample_rate,
+            y=_compact(edge),
+            fill=fill,
+            mode="lines",
+            line={"color": PALETTE[0], "width": 1},
+            hoverinfo="skip",
+            showlegend=False,
+        )
     _add_spans(fig, spans)
     fig.update_layout(height=300)
     return fig
@@ -549,8 +552,8 @@ def feature_heatmap(
 ) -> go.Figure:
     """Log-mel features [frames, n_mels] over time; long ones are drawn as means of neighbours."""
     features = np.asarray(features, np.float64)
-    factor = max(1, -(-len(features) // MAX_FRAMES))
-    pooled = np.stack([_block_means(band, MAX_FRAMES) for band in features.T])
+    factor = max(1, -(-len(features) // MAX_COLUMNS))
+    pooled = np.stack([_block_means(band, MAX_COLUMNS) for band in features.T])
     fig = figure(title, "time (s)", "mel band")
     fig.add_heatmap(
         z=_compact(pooled),
@@ -566,23 +569,23 @@ def feature_heatmap(
 
 
 def spectrogram(audio: np.ndarray, sample_rate: int, title: str = "Spectrogram") -> go.Figure:
-    """Power in dB of 25 ms Hann windows every 10 ms, pooled to at most 400 columns and 128 bands."""
+    """Power in dB of 25 ms Hann windows every 10 ms, pooled to ``MAX_COLUMNS`` columns and ``MAX_BANDS`` bands."""
     audio = np.asarray(audio, np.float64)
     window, hop = round(0.025 * sample_rate), round(0.010 * sample_rate)
     if len(audio) < window:
         raise ValueError(f"a spectrogram needs at least {window} samples, got {len(audio)}")
     frames = np.lib.stride_tricks.sliding_window_view(audio, window)[::hop] * np.hanning(window)
     power = np.abs(np.fft.rfft(frames, 512)[:, :256]) ** 2
-    power = power.reshape(len(power), 128, 2).mean(axis=2)
-    factor = max(1, -(-len(power) // MAX_FRAMES))
-    level_db = 10 * np.log10(np.stack([_block_means(band, MAX_FRAMES) for band in power.T]) + 1e-10)
+    power = power.reshape(len(power), MAX_BANDS, -1).mean(axis=2)
+    factor = max(1, -(-len(power) // MAX_COLUMNS))
+    level_db = 10 * np.log10(np.stack([_block_means(band, MAX_COLUMNS) for band in power.T]) + 1e-10)
     fig = figure(title, "time (s)", "frequency (kHz)")
     fig.add_heatmap(
         z=np.round(level_db).clip(-128, 127).astype(np.int8),
         x0=0.0125 + 0.01 * (factor - 1) / 2,
         dx=0.01 * factor,
-        y0=sample_rate / 1024 / 1000,
-        dy=sample_rate / 256 / 1000,
+        y0=sample_rate / (4 * MAX_BANDS) / 1000,
+        dy=sample_rate / (2 * MAX_BANDS) / 1000,
         zmin=float(level_db.max()) - 80,
         colorscale=COLOUR_SCALE,
         colorbar={"title": {"text": "power (dB)", "side": "right"}, "thickness": 12, "outlinewidth": 0},
@@ -603,7 +606,7 @@ def score_figure(
     fig = figure(title, "time (s)", "score (log odds)")
     for i, (name, values) in enumerate(scores.items()):
         seconds = np.arange(len(values)) * frame_seconds
-        kept = thin(seconds, np.asarray(values, np.float64), 4 * MAX_POINTS)
+        kept = corners(seconds, np.asarray(values, np.float64), TOLERANCE)
         style = series(i)
         fig.add_scatter(
             x=_compact(seconds[kept]),
@@ -644,13 +647,35 @@ def thin(x: np.ndarray, y: np.ndarray, most: int) -> np.ndarray:
     return kept[np.unique(picked)]
 
 
-def _corners(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Indices where a line through the points turns, both ends of every run of equal y included."""
-    if len(x) < 3:
-        return np.arange(len(x))
-    same = np.diff(y) == 0
-    inner = ~(same[1:] & same[:-1])
-    return np.flatnonzero(np.concatenate([[True], inner, [True]]))
+def corners(x: np.ndarray, y: np.ndarray, tolerance: float) -> np.ndarray:
+    """Indices of points whose polyline stays within ``tolerance`` of the curve, a share of its height and width.
+
+    The method of Ramer (1972) and of Douglas and Peucker (1973): the farthest point of a stretch is kept until none
+    is farther than the tolerance. Corners of steps stay where they are; straight stretches keep their ends.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    n = len(x)
+    if n < 3:
+        return np.arange(n)
+    u, v = (x - x.min()) / (np.ptp(x) or 1.0), (y - y.min()) / (np.ptp(y) or 1.0)
+    kept = np.zeros(n, bool)
+    kept[[0, -1]] = True
+    stretches = [(0, n - 1)]
+    while stretches:
+        first, last = stretches.pop()
+        if last - first < 2:
+            continue
+        inner = slice(first + 1, last)
+        du, dv = u[last] - u[first], v[last] - v[first]
+        length = np.hypot(du, dv)
+        pu, pv = u[inner] - u[first], v[inner] - v[first]
+        away = np.abs(du * pv - dv * pu) / length if length else np.hypot(pu, pv)
+        farthest = int(np.argmax(away))
+        if away[farthest] > tolerance:
+            middle = first + 1 + farthest
+            kept[middle] = True
+            stretches += [(first, middle), (middle, last)]
+    return np.flatnonzero(kept)
 
 
 def _block_means(values: Sequence[float] | np.ndarray, most: int) -> np.ndarray:
@@ -661,6 +686,15 @@ def _block_means(values: Sequence[float] | np.ndarray, most: int) -> np.ndarray:
     if len(starts) == 0:
         return array
     return np.add.reduceat(array, starts) / np.diff(np.append(starts, len(array)))
+
+
+def _block_steps(steps: Sequence[float] | np.ndarray, most: int) -> tuple[float, float]:
+    """First place and distance of the means that `_block_means` makes of evenly spaced steps."""
+    array = np.asarray(steps, np.float64)
+    if len(array) < 2:
+        return float(array[0]) if len(array) else 0.0, 1.0
+    width, spacing = max(1, -(-len(array) // most)), float(array[1] - array[0])
+    return float(array[0] + spacing * (width - 1) / 2), spacing * width
 
 
 def _compact(values: np.ndarray) -> np.ndarray:

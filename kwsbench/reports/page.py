@@ -1,75 +1,136 @@
 """The report: one HTML page per run and an index, readable offline, from a folder of runs.
 
-``index.html``, ``<run>.html``, one ``plotly.min.js`` (copied from the installed plotly), ``page.css`` and
-``page.js`` lie beside each other; ``runs/<run>/`` holds the executed notebook and ``status.json``. Pages ask
-for nothing off-site, and their content security policy allows nothing else. Figures travel as JSON in the
-page and are drawn by ``page.js``; what comes from names, parameters and notebooks is escaped.
+``index.html``, ``<run>.html``, one ``plotly.min.js`` (copied from the installed plotly), ``page.css``, ``page.js``
+and ``index.js`` lie beside each other, sounds in ``audio/``; ``runs/<run>/`` holds the executed notebook,
+``status.json`` and ``metrics.json``. Pages ask for nothing off-site, and their content security policy allows
+nothing else. Figures travel as packed JSON in the page and are drawn by ``page.js``; what comes from names,
+parameters and notebooks is escaped.
+
+Several processes may write one report: each file is whole or not there, and one process writes at a time. A page
+carries the digest of what it was made from, and is made again only when that changed.
 """
 
 from __future__ import annotations
 
-import base64
-import html
+import functools
+import hashlib
 import importlib.resources
 import json
-import math
 import re
 import shutil
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import nbformat
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 
-from kwsbench.files import replacing, write_text
-from kwsbench.reports import markdown
-from kwsbench.reports.parameters import TAG, declared_parameters
-from kwsbench.reports.show import KEY_FIGURES_MIME, PLOTLY_MIME, SYSTEMS_MIME
+from kwsbench.files import locked, remove_leftovers, replacing, write_bytes, write_text
+from kwsbench.reports import comparison as compared
+from kwsbench.reports.blocks import Content, inline, notebook_content, packed
+from kwsbench.reports.comparison import Comparison, compare_runs
+from kwsbench.reports.overview import CARD_FIGURES, Overview, index_data, overview
+from kwsbench.reports.parameters import declared_parameters
+from kwsbench.reports.reproduce import run_command
+from kwsbench.reports.run_folder import NOTEBOOK, STATUS, Run, executed_notebook, load_run
 from kwsbench.reports.status import RunStatus
+from kwsbench.reports.tables import format_value
 
-ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-IMAGES = {"image/svg+xml": "svg+xml", "image/png": "png"}
-WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
-ASSETS = ("page.css", "page.js")
+ASSETS = ("page.css", "page.js", "index.js")
+COMPARISON = "comparison.html"
+MADE_FROM = re.compile(r'<meta name="made-from" content="([0-9a-f]{64})">')
+HEAD_BYTES = 2000  # of a page, within which it says what it was made from
 
 
 @dataclass(frozen=True)
-class Block:
-    """One piece of a page, ready to be placed: kind names its place in the template."""
+class Unreadable:
+    """A folder under runs/ that should hold a run, and why it cannot be read."""
 
-    kind: str  # prose, code, figure, table, image, text, stream, error
-    body: Markup
-    caption: Markup | None = None
-    label: str = ""  # what it shows, for those who cannot see it
-    title: str = ""
-    number: int = 0
+    name: str
+    why: str
 
 
-def write_report(out_dir: Path) -> Path:
-    """Write every run's page and the index anew from ``out_dir/runs``; return the index's path."""
-    write_assets(out_dir)
-    statuses = load_statuses(out_dir)
-    for status in statuses:
-        write_page(out_dir, status)
-    index = out_dir / "index.html"
-    write_text(index, _template("index.html").render(runs=statuses, profiles=_profiles(statuses)))
-    return index
+@dataclass(frozen=True)
+class Links:
+    """Addresses within a report: of pages in one folder."""
+
+    index: str = "index.html"
+    comparison: str = ""  # without one there is no link
+    prefix: str = ""  # of the ids in a page
+
+    def page(self, name: str) -> str:
+        return f"{quote(name)}.html"
+
+    def notebook(self, name: str) -> str:
+        return f"runs/{quote(name)}/{NOTEBOOK}"
+
+    def sound(self, digest: str, content: Content) -> str:
+        return f"audio/{digest}.wav"
+
+
+def write_report(out_dir: Path, names: Sequence[str] | None = None, compare: tuple[str, str] | None = None) -> Path:
+    """Write the index and the pages that are not up to date from ``out_dir/runs``; return the index's path.
+
+    A run that cannot be read is listed as such and the rest goes on. Pages of runs that are gone are removed.
+
+    Args:
+        names: the runs that the index lists, in this order; all of them by default.
+        compare: two of them: `comparison.html` sets them side by side.
+
+    Raises:
+        ValueError: a run to be compared cannot be read.
+        OSError: the folder cannot be written.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    # The lock lies in the report's own folder: the folder above it may not be ours to write.
+    with locked(out_dir / "pages", f"the report {out_dir}"):
+        remove_leftovers(out_dir)
+        write_assets(out_dir)
+        runs, unreadable = read_runs(out_dir, names)
+        for run in runs:
+            write_page(out_dir, run)
+        if compare:
+            folders = [out_dir / "runs" / name for name in compare]
+            html = render_comparison(compare_runs(*folders), Links())
+            write_text(out_dir / COMPARISON, html)
+        if names is None:
+            _remove_stale(out_dir, {run.name for run in runs})
+        links = Links(comparison=COMPARISON if compare else "")
+        write_text(out_dir / "index.html", render_index(runs, unreadable, links))
+    return out_dir / "index.html"
+
+
+def read_runs(out_dir: Path, names: Sequence[str] | None = None) -> tuple[tuple[Run, ...], tuple[Unreadable, ...]]:
+    """The runs of a report, by name or in the order of ``names``, and those that cannot be read.
+
+    A run goes by its folder's name: that is where its page leads.
+    """
+    folders = sorted(path.parent for path in (out_dir / "runs").glob(f"*/{STATUS}"))
+    if names is not None:
+        folders = [out_dir / "runs" / name for name in names]
+    runs, unreadable = [], []
+    for folder in folders:
+        try:
+            run = load_run(folder)
+            runs.append(replace(run, status=replace(run.status, name=folder.name)))
+        except (ValueError, OSError) as error:
+            unreadable.append(Unreadable(folder.name, str(error)))
+    return tuple(runs), tuple(unreadable)
 
 
 def load_statuses(out_dir: Path) -> tuple[RunStatus, ...]:
-    """The runs of a report, by name."""
-    return tuple(RunStatus.load(p) for p in sorted((out_dir / "runs").glob("*/status.json")))
+    """The statuses of a report's runs, by name; those that cannot be read are left out."""
+    return tuple(run.status for run in read_runs(out_dir)[0])
 
 
 def write_assets(out_dir: Path) -> None:
-    """Copy plotly.min.js, page.css and page.js beside the pages."""
-    out_dir.mkdir(parents=True, exist_ok=True)
+    """Copy plotly.min.js, page.css, page.js and index.js beside the pages, where they are not there yet."""
     for name in ASSETS:
-        source = importlib.resources.files("kwsbench.reports") / "templates" / name
-        write_text(out_dir / name, source.read_text(encoding="utf-8"))
+        text, target = asset(name), out_dir / name
+        if not target.exists() or target.read_text(encoding="utf-8") != text:
+            write_text(target, text)
     plotly = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
     target = out_dir / "plotly.min.js"
     with importlib.resources.as_file(plotly) as source_path:
@@ -78,44 +139,158 @@ def write_assets(out_dir: Path) -> None:
                 shutil.copyfile(source_path, partial)
 
 
-def write_page(out_dir: Path, status: RunStatus) -> Path:
-    """Write one run's page; without an executed notebook it still says what happened."""
-    path = out_dir / f"{status.name}.html"
-    kept = out_dir / "runs" / status.name / "notebook.ipynb"
-    notebook = nbformat.read(kept, as_version=4) if kept.exists() else nbformat.v4.new_notebook()
-    write_text(path, render_page(notebook, status))
+def asset(name: str) -> str:
+    """The text of a style sheet or script of the pages."""
+    return (importlib.resources.files("kwsbench.reports") / "templates" / name).read_text(encoding="utf-8")
+
+
+def write_page(out_dir: Path, run: Run) -> Path:
+    """Write one run's page and its sounds, unless they are up to date.
+
+    Without an executed notebook the page still says what happened; with one that cannot be read it says so.
+    """
+    path = out_dir / f"{run.name}.html"
+    made_from = _made_from(run)
+    if path.exists() and _head_digest(path) == made_from:
+        return path
+    notebook, status = _notebook_of(run)
+    content = notebook_content(notebook)
+    for digest, sound in content.sounds.items():
+        target = out_dir / "audio" / f"{digest}.wav"
+        if not target.exists():
+            write_bytes(target, sound)
+    html = _render("page.html", made_from=made_from, **_page_values(notebook, content, status, Links()))
+    write_text(path, html)
     return path
 
 
 def render_page(notebook: nbformat.NotebookNode, status: RunStatus) -> str:
     """The page of an executed notebook as HTML text."""
-    blocks, contents = _blocks(notebook)
-    return _template("page.html").render(
-        status=status,
-        comments=_comments(notebook),
-        blocks=blocks,
-        contents=contents,
-        has_figures=any(b.kind == "figure" for b in blocks),
-        has_notebook=bool(notebook.cells),
-    )
+    values = _page_values(notebook, notebook_content(notebook), status, Links())
+    return _render("page.html", made_from="", **values)
 
 
-def _template(name: str) -> Any:
-    environment = Environment(
+def render_index(runs: Sequence[Run], unreadable: Sequence[Unreadable], links: Any) -> str:
+    """The index as HTML text."""
+    return _render("index.html", **index_values(runs, unreadable, links))
+
+
+def render_comparison(comparison: Comparison, links: Any) -> str:
+    """The page that sets two runs side by side, as HTML text."""
+    return _render("comparison.html", comparison=comparison, links=links, compared=compared)
+
+
+def index_values(runs: Sequence[Run], unreadable: Sequence[Unreadable], links: Any) -> dict[str, Any]:
+    """What the index's template shows."""
+    view = overview(runs)
+    data = index_data(runs, view, {run.name: links.page(run.name) for run in runs})
+    return {
+        "view": view,
+        "runs": runs,
+        "unreadable": unreadable,
+        "links": links,
+        "data": packed(data),
+        "has_systems": any(run.systems for run in runs),
+        "card_figures": CARD_FIGURES,
+        "summary": _states(view, len(runs) + len(unreadable)),
+        "compared": compared,
+    }
+
+
+def run_values(run: Run, links: Any) -> tuple[dict[str, Any], Content]:
+    """What the template of a run's page shows, and the content it was made from."""
+    notebook, status = _notebook_of(run)
+    content = notebook_content(notebook, links.prefix)
+    return _page_values(notebook, content, status, links), content
+
+
+def _page_values(notebook: nbformat.NotebookNode, content: Content, status: RunStatus, links: Any) -> dict[str, Any]:
+    return {
+        "status": status,
+        "comments": _comments(notebook),
+        "content": content,
+        "figures": packed(list(content.figures)),
+        "has_notebook": bool(notebook.cells),
+        "links": links,
+        "identity": compared.identity_of(status),
+        "command": run_command(status),
+        "compared": compared,
+    }
+
+
+def _notebook_of(run: Run) -> tuple[nbformat.NotebookNode, RunStatus]:
+    """The executed notebook; one that cannot be read leaves a page with the reason as its text."""
+    try:
+        return executed_notebook(run.folder), run.status
+    except ValueError as error:
+        cell = nbformat.v4.new_markdown_cell("The executed notebook cannot be read.")
+        output = nbformat.v4.new_output("stream", name="stderr", text=str(error))
+        return nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell("", outputs=[output])]), run.status
+
+
+def _states(view: Overview, total: int) -> str:
+    passed = view.states.get("passed", 0)
+    others = [f"{count} {state}" for state, count in view.states.items() if state != "passed"]
+    return ", ".join([f"{passed} of {total} runs passed", *others])
+
+
+def _remove_stale(out_dir: Path, names: set[str]) -> None:
+    """Remove the pages of runs that are gone; only files that say they are such pages."""
+    for path in out_dir.glob("*.html"):
+        if path.stem not in names and _head_digest(path):
+            path.unlink(missing_ok=True)
+
+
+def _made_from(run: Run) -> str:
+    """A digest of all that the run's page is made from: its files, and the code that renders them."""
+    digest = hashlib.sha256(_code_digest().encode())
+    digest.update(json.dumps(asdict(run.status), sort_keys=True).encode())
+    notebook = run.folder / NOTEBOOK
+    digest.update(hashlib.sha256(notebook.read_bytes()).digest() if notebook.is_file() else b"none")
+    return digest.hexdigest()
+
+
+@functools.cache
+def _code_digest() -> str:
+    folder = importlib.resources.files("kwsbench.reports")
+    digest = hashlib.sha256()
+    modules = ("page.py", "blocks.py", "markdown.py", "reproduce.py", "comparison.py", "show.py", "tables.py")
+    templates = sorted(item.name for item in (folder / "templates").iterdir())
+    for path in (*(folder / name for name in modules), *(folder / "templates" / name for name in templates)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _head_digest(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        found = MADE_FROM.search(file.read(HEAD_BYTES))
+    return found[1] if found else ""
+
+
+def _render(name: str, **values: Any) -> str:
+    return environment().get_template(name).render(**values)
+
+
+@functools.cache
+def environment() -> Environment:
+    """The templates, with everything escaped."""
+    made = Environment(
         loader=PackageLoader("kwsbench.reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        shown=shown,
-        duration=duration,
-        inline=_inline,
-        plain=lambda text: re.sub(r"[$`*\\]", "", text),
-        spaced=lambda name: name.replace("_", " "),
-    )
-    return environment.get_template(name)
+    filters: dict[str, Callable[..., Any]] = {
+        "shown": shown,
+        "duration": duration,
+        "inline": inline,
+        "number": format_value,
+        "plain": lambda text: re.sub(r"[$`*\\]", "", text),
+        "spaced": lambda name: name.replace("_", " "),
+    }
+    made.filters.update(filters)
+    return made
 
 
 def shown(value: Any) -> str:
@@ -133,178 +308,13 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def _inline(text: str) -> Markup:
-    """A line of Markdown (a title, a caption)."""
-    return Markup(markdown.MARKDOWN.renderInline(text))
-
-
 def duration(seconds: float) -> str:
     minutes, rest = divmod(seconds, 60)
     return f"{int(minutes)} min {rest:.0f} s" if minutes else f"{rest:.1f} s"
 
 
-def _profiles(statuses: tuple[RunStatus, ...]) -> list[str]:
-    return sorted({s.profile for s in statuses if s.profile})
-
-
-def _comments(notebook: nbformat.NotebookNode) -> dict[str, str]:
+def _comments(notebook: nbformat.NotebookNode) -> Mapping[str, str]:
     try:
         return {p.name: p.comment for p in declared_parameters(notebook, "")}
     except ValueError:  # a run that never started has no cells
         return {}
-
-
-def _blocks(notebook: nbformat.NotebookNode) -> tuple[list[Block], list[tuple[str, str]]]:
-    """The pieces of the page, and its contents as (anchor, text)."""
-    blocks: list[Block] = []
-    contents: list[tuple[str, str]] = []
-    titled = False
-    for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        if "papermill-error-cell-tag" in tags:
-            continue
-        if cell.cell_type == "markdown":
-            tokens = markdown.parse(cell.source)
-            if not titled:
-                tokens, titled = _without_title(tokens)
-            for heading, inline in pairwise(tokens):
-                if heading.type == "heading_open" and heading.tag in ("h1", "h2"):
-                    anchor = f"part-{len(contents) + 1}"
-                    heading.attrSet("id", anchor)
-                    contents.append((anchor, inline.content))
-            if tokens:
-                blocks.append(Block("prose", Markup(markdown.render(tokens))))
-        elif cell.cell_type == "code":
-            if cell.source.strip() and not {TAG, "injected-parameters"} & set(tags):
-                blocks.append(Block("code", escape(cell.source)))
-            for output in cell.outputs:
-                _add_output(blocks, output)
-    return blocks, contents
-
-
-def _without_title(tokens: list[Any]) -> tuple[list[Any], bool]:
-    """Drop the first level-one heading: the page has it as its own title."""
-    for i, token in enumerate(tokens):
-        if token.type == "heading_open" and token.tag == "h1":
-            return tokens[:i] + tokens[i + 3 :], True
-    return tokens, False
-
-
-def _add_output(blocks: list[Block], output: nbformat.NotebookNode) -> None:
-    if output.output_type == "stream":
-        text = _terminal_text(output.text)
-        if blocks and blocks[-1].kind == "stream":
-            text = blocks.pop().body.unescape() + text
-        if text.strip():
-            lines = text.count("\n") + (not text.endswith("\n"))
-            blocks.append(Block("stream", escape(text), number=lines))
-        return
-    if output.output_type == "error":
-        blocks.append(
-            Block(
-                "error",
-                escape(ANSI.sub("", "\n".join(output.traceback))),
-                title=f"{output.ename}: {ANSI.sub('', output.evalue)}",
-            )
-        )
-        return
-    data = output.data
-    if output.metadata.get("kwsbench", {}).get("role") == "caption":
-        _caption(blocks, data.get("text/markdown", ""))
-    elif KEY_FIGURES_MIME in data or SYSTEMS_MIME in data:
-        return  # they stand in the strip at the top and in the index
-    elif WIDGET_MIME in data:
-        return  # progress bars and sliders live in JupyterLab only; their text is what they said at the start
-    elif PLOTLY_MIME in data:
-        blocks.append(_figure(data[PLOTLY_MIME], number=sum(b.kind == "figure" for b in blocks) + 1))
-    elif "text/html" in data:
-        blocks.append(Block("table", Markup(markdown.clean_html(data["text/html"]))))
-    elif found := next((m for m in IMAGES if m in data), None):
-        blocks.append(_image(found, data[found], output.metadata))
-    elif "text/markdown" in data:
-        blocks.append(Block("prose", Markup(markdown.markdown_to_html(data["text/markdown"]))))
-    elif "text/latex" in data:
-        latex = data["text/latex"].strip().strip("$").removeprefix(r"\displaystyle")
-        blocks.append(Block("prose", Markup(markdown.markdown_to_html(f"$$\n{latex}\n$$"))))
-    elif "text/plain" in data:
-        blocks.append(Block("text", escape(_terminal_text(data["text/plain"]))))
-
-
-def _caption(blocks: list[Block], text: str) -> None:
-    """Give the caption to the figure, table or image just before it."""
-    body = _inline(text.removeprefix("*").removesuffix("*"))
-    if blocks and blocks[-1].kind in ("figure", "table", "image") and not blocks[-1].caption:
-        last = blocks.pop()
-        blocks.append(Block(last.kind, last.body, body, last.label, last.title, last.number))
-    else:
-        blocks.append(Block("prose", body))
-
-
-def _figure(figure: dict[str, Any], number: int) -> Block:
-    """A Plotly figure: its title becomes text of the page (it wraps there), its JSON a data block."""
-    layout = {k: v for k, v in figure.get("layout", {}).items() if k not in ("title", "width")}
-    title = _plain(_title_text(figure.get("layout", {})))
-    alt = layout.pop("meta", None)
-    told = alt.get("alt") if isinstance(alt, dict) else None
-    # WebGL traces compile shaders from text, which the content security policy forbids.
-    traces = [
-        {**t, "type": t["type"].removesuffix("gl")} if t.get("type", "") in ("scattergl", "scatterpolargl") else t
-        for t in figure.get("data", [])
-    ]
-    text = json.dumps(_finite({"data": traces, "layout": layout}), allow_nan=False)
-    for character in "<>&":  # nothing in it can end the script element
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Block(
-        "figure",
-        Markup(text),
-        label=str(told or _describe(title, layout, traces)),
-        title=title,
-        number=number,
-    )
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinities as null: JSON has none, Plotly leaves a gap."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _title_text(part: dict[str, Any]) -> str:
-    title = part.get("title", "")
-    return str(title.get("text") or "") if isinstance(title, dict) else str(title or "")
-
-
-def _plain(text: str) -> str:
-    """Plotly's text without its markup and entities."""
-    lines = re.sub(r"\s*<br\s*/?>\s*", " – ", re.sub(r"</?(b|i|sub|sup|span|em|u|a)\b[^>]*>", "", text))
-    return html.unescape(lines)
-
-
-def _describe(title: str, layout: dict[str, Any], traces: list[dict[str, Any]]) -> str:
-    """A figure in words, when its author gave none: title, axes, and the names of what is drawn."""
-    axes = [
-        f"{_plain(_title_text(layout[a]))} on the {a[0]} axis"
-        for a in ("xaxis", "yaxis")
-        if isinstance(layout.get(a), dict) and _title_text(layout[a])
-    ]
-    names = [_plain(str(t["name"])) for t in traces if t.get("name")]
-    kinds = sorted({t.get("type", "scatter") for t in traces})
-    parts = [title or "Plot", *axes, f"{len(traces)} traces ({', '.join(kinds)})"]
-    return ". ".join([*parts, *([": ".join(("shown", ", ".join(names)))] if names else [])])
-
-
-def _image(mime: str, data: str, metadata: dict[str, Any]) -> Block:
-    if mime == "image/svg+xml":
-        data = base64.b64encode(data.encode()).decode()
-    source = f"data:image/{IMAGES[mime]};base64,{''.join(data.split())}"
-    label = str(metadata.get("kwsbench", {}).get("alt", "")) or "Image made by the code before it"
-    return Block("image", escape(source), label=label)
-
-
-def _terminal_text(text: str) -> str:
-    """What a terminal would show at the end: no colours, each line as its last carriage return left it."""
-    lines = ANSI.sub("", text).replace("\r\n", "\n").split("\n")
-    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)

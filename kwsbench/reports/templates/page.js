@@ -1,10 +1,21 @@
 "use strict";
-// Draws each figure of the page with Plotly, in the page's own colours, and again when the width or the reader's
-// light or dark setting changes.
-(() => {
+// Draws each figure of a page with Plotly, in the page's own colours, and again when the width or the reader's
+// light or dark setting changes, and for print.
+window.kwsbench = (() => {
   const NARROW_PX = 560;
+  const PRINT_PX = 660; // between the margins of A4 and of Letter
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const root = document.documentElement;
+  const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const figures = new Map(); // plot -> figure
+  let printing = false;
+
+  // A data block: a JSON string of base64 of deflated JSON.
+  const unpack = async (block) => {
+    const bytes = Uint8Array.from(atob(JSON.parse(block.textContent)), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
+    return JSON.parse(await new Response(stream).text());
+  };
 
   const HOUSE_INK = "#767676"; // reports.style draws with it where the paper is unknown
 
@@ -22,7 +33,7 @@
   };
   const inked = (value, key, ink) => {
     if (typeof value === "string") {
-      const replaced = value === HOUSE_INK || (dark.matches && isDarkGrey(value));
+      const replaced = value === HOUSE_INK || (dark.matches && !printing && isDarkGrey(value));
       return /color$/i.test(key) && replaced ? ink : value;
     }
     if (Array.isArray(value)) return value.map((item) => inked(item, key, ink));
@@ -35,7 +46,7 @@
   const styled = (figure, width) => {
     const ink = colour("--ink");
     const grid = colour("--grid");
-    const { data, layout } = inked(JSON.parse(figure), "", ink);
+    const { data, layout } = inked(figure, "", ink);
     layout.autosize = true;
     layout.paper_bgcolor = "rgba(0,0,0,0)";
     layout.plot_bgcolor = "rgba(0,0,0,0)";
@@ -58,14 +69,16 @@
       };
       if (entries > 1) layout.height += 22 * entries;
     }
+    if (printing) layout.width = PRINT_PX;
     return { data, layout };
   };
 
   const draw = async (plot) => {
-    const figure = document.getElementById(plot.dataset.figure).textContent;
-    const domains = Object.entries(JSON.parse(figure).layout).filter(([key]) => /^xaxis\d*$/.test(key));
+    const figure = figures.get(plot);
+    if (!figure || !plot.clientWidth) return; // nothing to draw, or on a page that is not shown
+    const domains = Object.entries(figure.layout).filter(([key]) => /^xaxis\d*$/.test(key));
     plot.classList.toggle("wide", domains.some(([, axis]) => axis.domain && axis.domain[1] - axis.domain[0] < 0.6));
-    const { data, layout } = styled(figure, plot.clientWidth);
+    const { data, layout } = styled(figure, printing ? PRINT_PX : plot.clientWidth);
     try {
       await Plotly.react(plot, data, layout, {
         // Plotly's own set of buttons can upload the figure; these cannot.
@@ -79,13 +92,53 @@
     }
   };
 
-  for (const plot of document.querySelectorAll(".plot")) {
+  // Give a plot its figure ({data, layout}), now or anew.
+  const plot = (element, figure) => {
+    const known = figures.has(element);
+    figures.set(element, figure);
+    if (known) return draw(element);
     let narrow = null;
     new ResizeObserver(() => {
-      if (narrow === (plot.clientWidth < NARROW_PX)) return;
-      narrow = plot.clientWidth < NARROW_PX;
-      draw(plot);
-    }).observe(plot);
-    dark.addEventListener("change", () => draw(plot));
-  }
+      const now = element.clientWidth ? element.clientWidth < NARROW_PX : null;
+      if (printing || now === narrow) return;
+      narrow = now;
+      draw(element);
+    }).observe(element);
+    return undefined;
+  };
+
+  const drawAll = () => { for (const element of figures.keys()) draw(element); };
+  dark.addEventListener("change", drawAll);
+
+  // Paper is light and as wide as it is; what is folded away is opened, except code.
+  const folded = "details:not(.code):not([open])";
+  window.addEventListener("beforeprint", () => {
+    printing = true;
+    root.classList.add("printing");
+    for (const part of document.querySelectorAll(folded)) {
+      part.open = true;
+      part.dataset.opened = "true";
+    }
+    drawAll();
+  });
+  window.addEventListener("afterprint", () => {
+    printing = false;
+    root.classList.remove("printing");
+    for (const part of document.querySelectorAll("details[data-opened]")) {
+      part.open = false;
+      delete part.dataset.opened;
+    }
+    drawAll();
+  });
+
+  const start = async () => {
+    for (const block of document.querySelectorAll("script.figure-data")) {
+      const page = block.closest("section.page") || document;
+      const data = await unpack(block);
+      for (const element of page.querySelectorAll(".plot[data-figure]")) plot(element, data[element.dataset.figure]);
+    }
+  };
+  start();
+
+  return { plot, unpack };
 })();
