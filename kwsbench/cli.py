@@ -227,7 +227,7 @@ def sweep_command(
     import signal
 
     from kwsbench.reports.page import write_report
-    from kwsbench.sweeps.pool import LocalPool, default_jobs
+    from kwsbench.sweeps.pool import LocalPool, Pool, default_jobs
     from kwsbench.sweeps.spec import Overrides, read_sweep
     from kwsbench.sweeps.sweep import run_sweep, summary
 
@@ -239,7 +239,7 @@ def sweep_command(
     if scheduler:
         from kwsbench.sweeps.cluster import ClusterPool
 
-        pool = ClusterPool(scheduler, plan.out, plan.jobs, plan.threads)
+        pool: Pool = ClusterPool(scheduler, plan.out, plan.jobs, plan.threads)
     else:
         pool = LocalPool(plan.jobs or default_jobs(), plan.threads)
     statuses = run_sweep(plan, pool, retry_failed, lambda: write_report(plan.out))
