@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kwsbench.quantizers.attach import WeightPlan
+from kwsbench.reports.corpus_study import provenance
 from kwsbench.training.experiment import SPECS, Experiment, ExperimentSpec, System
 
 DEFAULT_ROOT = "../runs"
@@ -35,6 +36,12 @@ class Study:
     @property
     def keyword(self) -> str:
         return self.experiment.spec.keywords[0]
+
+    def provenance(self) -> str:
+        """One Markdown sentence on what its figures were measured on."""
+        spec = self.experiment.spec
+        embedded = Path(spec.data).resolve().is_relative_to(self.experiment.root.resolve())
+        return provenance("" if embedded else spec.data, spec.profile.name, spec.profile.illustrative)
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def _built(kind: Any, value: Any) -> Any:
         hints = typing.get_type_hints(kind)
         names = {f.name for f in fields(kind)}
         if set(value) != names:
-            raise ValueError(f"{kind.__name__} has other fields now: {sorted(set(value) ^ names)}")
+            raise ValueError(f"{kind} has other fields now: {sorted(set(value) ^ names)}")
         return kind(**{name: _built(hints[name], value[name]) for name in value})  # type: ignore[operator]
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)[0]

@@ -5,8 +5,8 @@ largest level at ``clip``, a share of the largest weight (of each row, with one 
 and the gradient are the method's own forward and backward (quantizers.usage.response), over the matrix that training
 moves: for tanh that is P, not the weight.
 
-SQNR over the range and over the width is computed on at most ``SAMPLE`` weights, evenly spread; the figures in the title
-on all of them.
+SQNR over the range and over the width is computed on at most ``SAMPLE`` weights, evenly spread; the figures in the
+title on all of them.
 """
 
 from __future__ import annotations
@@ -139,9 +139,15 @@ def weights_of(shelf: Shelf, source: str, layer: str) -> Weights:
     raise ValueError(f"nothing is cached under the name {source!r}")
 
 
+def float_weights(model: Spotter) -> list[np.ndarray]:
+    """The dense weights of a float model, float64 ``[N, K]`` each."""
+    named = dict(model.named_parameters())
+    return [named[f"dense.{i}.weight"].detach().cpu().double().numpy() for i in range(len(model.dense))]
+
+
 def _layer(model: Spotter | QuantizedSpotter, i: int, name: str) -> Weights:
     if isinstance(model, Spotter):
-        return Weights(name, model.dense[i].weight.detach().cpu().double().numpy())  # type: ignore[union-attr]
+        return Weights(name, float_weights(model)[i])
     q = model.quantizer(i)
     values = q.latent().detach().cpu().double().numpy()
     largest = q.step().detach().cpu().double().numpy() * float(np.max(q.codebook.levels) / (q.codebook.step or 1))
@@ -207,7 +213,14 @@ def draw(v: QuantizerView) -> go.Figure:
     fig = skeleton(
         3,
         2,
-        ("Transfer curve", "Gradient in training", "Weights", "Codebook usage", "SQNR over the range", "SQNR over bits"),
+        (
+            "Transfer curve",
+            "Gradient in training",
+            "Weights",
+            "Codebook usage",
+            "SQNR over the range",
+            "SQNR over bits",
+        ),
         (
             ("trained value / range", "weight"),
             ("trained value / range", "d(weight) / d(trained)"),

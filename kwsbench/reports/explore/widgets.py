@@ -1,0 +1,374 @@
+"""The live explorers: widgets wired to the arithmetic of their modules. Nothing is computed here.
+
+Each is an object with ``widget`` (what is displayed), ``figure`` (a FigureWidget whose traces are updated in place)
+and its controls as attributes. A mistake in a callback is told below the controls instead of vanishing in a log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import html
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import ipywidgets as w
+import plotly.graph_objects as go
+
+from kwsbench.quantizers import QUANTIZERS
+from kwsbench.reports.explore import det, monitor, quantizer, resources
+from kwsbench.reports.explore.artifacts import Shelf, Study
+from kwsbench.reports.explore.panels import apply
+from kwsbench.reports.tables import html_table
+from kwsbench.training import background
+from kwsbench.training.background import Job
+
+WIDE = w.Layout(width="100%")
+CONTROLS = w.Layout(flex="0 0 330px", width="330px", overflow="visible")
+FIGURE = w.Layout(flex="1 1 480px", min_width="420px")
+STYLE = {"description_width": "128px"}
+POLL_SECONDS = 0.5
+
+
+def _slider(kind: type, description: str, tip: str, **rest: Any) -> Any:
+    return kind(description=description, description_tooltip=tip, layout=WIDE, style=STYLE, **rest)
+
+
+def _dropdown(description: str, options: Any, **rest: Any) -> w.Dropdown:
+    return w.Dropdown(description=description, options=options, layout=WIDE, style=STYLE, **rest)
+
+
+def _button(description: str, icon: str, tip: str) -> w.Button:
+    return w.Button(description=description, icon=icon, tooltip=tip, layout=w.Layout(width="auto"))
+
+
+def _side_by_side(controls: list[w.Widget], figure: go.FigureWidget) -> w.Box:
+    box = w.Box([figure], layout=FIGURE)
+    return w.Box([w.VBox(controls, layout=CONTROLS), box], layout=w.Layout(flex_flow="row wrap", width="100%"))
+
+
+class _Explorer:
+    """What the explorers share: quiet changes of their own controls, and mistakes told."""
+
+    def __init__(self) -> None:
+        self.status = w.HTML(layout=WIDE)
+        self._quiet = False
+
+    @contextmanager
+    def quietly(self):
+        """Controls set within the block start no update."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
+
+    def on(self, control: w.Widget, call: Callable[[], Any]) -> None:
+        """Call when the value of a control changes."""
+        control.observe(self.guarded(call), names="value")
+
+    def guarded(self, call: Callable[[], Any]) -> Callable[..., None]:
+        @functools.wraps(call)
+        def guarded(*_: Any) -> None:
+            if self._quiet:
+                return
+            try:
+                call()
+            except Exception as error:
+                self.tell(f"{type(error).__name__}: {error}")
+
+        return guarded
+
+    def tell(self, message: str) -> None:
+        self.status.value = html.escape(message).replace("**", "")
+
+
+class QuantizerExplorer(_Explorer):
+    """Sliders for the quantizer's six panels."""
+
+    def __init__(self, shelf: Shelf):
+        super().__init__()
+        self.shelf = shelf
+        self.sources = quantizer.sources(shelf)
+        first = next((s for s in self.sources if "stage 2" in s), quantizer.SYNTHETIC)
+        self.source = _dropdown("weights of", list(self.sources), value=first)
+        self.layer = _dropdown("layer", self.sources[first])
+        self.method = _dropdown("method", list(QUANTIZERS), value="tanh")
+        self.bits = _slider(w.IntSlider, "width (bits)", "bits per weight", min=1, max=8, value=4)
+        tip = "the largest level, as a share of the largest weight"
+        self.clip = _slider(w.FloatSlider, "range (× largest)", tip, min=0.05, max=1.5, step=0.01, value=0.6)
+        self.per_channel = w.Checkbox(description="one scale per row", value=False, indent=False, layout=WIDE)
+        self.weights = quantizer.weights_of(shelf, first, self.layer.value)
+        self._take_trained()
+        self.view = quantizer.view(self.weights, self.state)
+        self.figure = go.FigureWidget(quantizer.draw(self.view))
+        self.on(self.source, self._other_source)
+        self.on(self.layer, self._other_weights)
+        for control in (self.method, self.bits, self.clip, self.per_channel):
+            self.on(control, self.update)
+        controls = [self.source, self.layer, self.method, self.bits, self.clip, self.per_channel, self.status]
+        self.widget = _side_by_side(controls, self.figure)
+
+    @property
+    def state(self) -> quantizer.QuantizerState:
+        return quantizer.QuantizerState(self.method.value, self.bits.value, self.per_channel.value, self.clip.value)
+
+    def update(self) -> None:
+        self.view = quantizer.view(self.weights, self.state)
+        apply(self.figure, quantizer.content(self.view))
+        self.tell("")
+
+    def _other_source(self) -> None:
+        with self.quietly():
+            self.layer.options = self.sources[self.source.value]
+            self.layer.value = self.layer.options[0]
+        self._other_weights()
+
+    def _other_weights(self) -> None:
+        self.weights = quantizer.weights_of(self.shelf, self.source.value, self.layer.value)
+        self._take_trained()
+        self.update()
+
+    def _take_trained(self) -> None:
+        """A trained layer is first shown as it was trained."""
+        trained = self.weights.trained
+        if trained is not None:
+            with self.quietly():
+                self.method.value, self.bits.value = trained.method, trained.bits
+                self.per_channel.value, self.clip.value = trained.per_channel, round(trained.clip, 2)
+
+
+class DetExplorer(_Explorer):
+    """Sliders for the detector, the overlay, and the mistakes of the inspected system, to be heard."""
+
+    def __init__(self, study: Study):
+        super().__init__()
+        self.detections = det.Detections(study)
+        first = self.detections.start()
+        names = list(self.detections.systems)
+        low, high = self.detections.threshold_range()
+        self.systems = w.SelectMultiple(
+            description="overlaid",
+            options=names,
+            value=first.systems,
+            rows=min(6, len(names)),
+            layout=WIDE,
+            style=STYLE,
+        )
+        self.inspected = _dropdown("inspected", list(first.systems), value=first.inspected)
+        tip = "scores at or above it fire; 0 means that the keyword is as likely as not"
+        self.threshold = _slider(
+            w.FloatSlider, "threshold (log odds)", tip, min=low, max=high, step=0.05, value=first.threshold
+        )
+        frame_ms = 1000 * self.detections.scores(first.inspected).frame_seconds
+        self.smoothing = _slider(
+            w.IntSlider, f"smoothing (× {frame_ms:.0f} ms)", "frames averaged", min=1, max=20,
+            value=first.smoothing_frames,
+        )  # fmt: skip
+        self.refractory = _slider(
+            w.FloatSlider, "refractory time (s)", "deaf for so long after an event", min=0.1, max=3, step=0.1,
+            value=first.refractory_seconds,
+        )  # fmt: skip
+        self.table = w.HTML(layout=WIDE)
+        self.kind = w.ToggleButtons(options=["misses", "false accepts"], style={"button_width": "120px"})
+        self.mistakes = w.Select(rows=6, layout=WIDE)
+        self.play = _button("play the mixture", "play", "the audio as the test set heard it")
+        self.audio = w.Audio(value=b"", autoplay=False, loop=False, layout=w.Layout(width="100%", display="none"))
+        self.view = self.detections.view(self.state)
+        self.figure = go.FigureWidget(det.draw(self.view))
+        self._show_point()
+        for control in (self.threshold, self.smoothing, self.refractory):
+            self.on(control, self.update)
+        self.on(self.systems, self._other_systems)
+        self.on(self.inspected, self._other_inspected)
+        self.on(self.kind, self._show_mistakes)
+        self.play.on_click(self.guarded(self._play))
+        for i, trace in enumerate(self.figure.data[det.MAX_SYSTEMS : 2 * det.MAX_SYSTEMS]):
+            trace.on_click(functools.partial(self._clicked, i))
+        controls = [self.systems, self.inspected, self.threshold, self.smoothing, self.refractory, self.kind]
+        controls += [self.mistakes, self.play, self.audio, self.status]
+        self.widget = w.VBox([_side_by_side(controls, self.figure), self.table])
+
+    @property
+    def state(self) -> det.DetState:
+        return det.DetState(
+            tuple(self.systems.value),
+            self.inspected.value,
+            self.threshold.value,
+            self.smoothing.value,
+            self.refractory.value,
+        )
+
+    def update(self) -> None:
+        self.view = self.detections.view(self.state)
+        apply(self.figure, det.content(self.view))
+        self._show_point()
+        self.tell("")
+
+    def _show_point(self) -> None:
+        self.table.value = html_table(self.view.rows())
+        self._show_mistakes()
+
+    def _show_mistakes(self) -> None:
+        chosen = self.view.misses if self.kind.value == "misses" else self.view.false_accepts
+        self.mistakes.options = [(m.text(), i) for i, m in enumerate(chosen)]
+        self.play.disabled = not chosen
+
+    def _play(self) -> None:
+        chosen = self.view.misses if self.kind.value == "misses" else self.view.false_accepts
+        if self.mistakes.value is None:
+            self.tell("choose a clip in the list first")
+            return
+        mistake = chosen[self.mistakes.value]
+        self.audio.value = det.wav_bytes(self.detections.audio(mistake))
+        self.audio.autoplay = True
+        self.audio.layout.display = ""
+        self.tell(f"as the test set heard it: {mistake.path}")
+
+    def _other_systems(self) -> None:
+        chosen = list(self.systems.value)
+        if not chosen or len(chosen) > det.MAX_SYSTEMS:
+            self.tell(f"choose one to {det.MAX_SYSTEMS} systems (Ctrl or Shift for several)")
+            return
+        with self.quietly():
+            inspected = self.inspected.value
+            self.inspected.options = chosen
+            self.inspected.value = inspected if inspected in chosen else chosen[0]
+        self._other_inspected() if inspected not in chosen else self.update()
+
+    def _other_inspected(self) -> None:
+        with self.quietly():
+            self.threshold.value = self.detections.validation_threshold(self.inspected.value)
+        self.update()
+
+    def _clicked(self, i: int, trace: Any, points: Any, _: Any) -> None:
+        if not points.point_inds:
+            return
+        threshold = float(trace.customdata[points.point_inds[0]][0])
+        with self.quietly():
+            self.inspected.value = self.systems.value[i]
+            self.threshold.value = min(max(threshold, self.threshold.min), self.threshold.max)
+        self.guarded(self.update)()
+
+
+class ResourceExplorer(_Explorer):
+    """A width slider per layer, and a button that measures."""
+
+    def __init__(self, study: Study):
+        super().__init__()
+        self.resources = resources.Resources(study)
+        self.resources.read_measured()
+        first = self.resources.start()
+        self.method = _dropdown("method", list(QUANTIZERS), value=first.method)
+        self.bits = [
+            _slider(w.IntSlider, f"layer{i}, {rows}×{columns} (bits)", "bits per weight", min=1, max=8, value=b)
+            for i, (b, (rows, columns)) in enumerate(
+                zip(first.bits, (m.shape for m in self.resources.weights), strict=True)
+            )
+        ]
+        self.measure = _button(
+            "measure with the integer kernel", "play", "quantize without training, lower, score the whole test split"
+        )
+        self.table = w.HTML(layout=WIDE)
+        self.view = self.resources.view(self.state)
+        self.figure = go.FigureWidget(resources.draw(self.view))
+        for control in (self.method, *self.bits):
+            self.on(control, self.update)
+        self.measure.on_click(self.guarded(self._measure))
+        self.widget = w.VBox(
+            [_side_by_side([self.method, *self.bits, self.measure, self.status], self.figure), self.table]
+        )
+
+    @property
+    def state(self) -> resources.ResourceState:
+        return resources.ResourceState(self.method.value, tuple(slider.value for slider in self.bits))
+
+    def update(self) -> None:
+        self.view = self.resources.view(self.state)
+        apply(self.figure, resources.content(self.view))
+
+    def _measure(self) -> None:
+        self.measure.disabled = True
+        self.tell("quantizing, lowering, scoring the test split ...")
+        try:
+            measured = self.resources.evaluate(self.state)
+            self.update()
+            self.table.value = html_table(det.operating_rows({measured.name: measured.point}))
+            self.tell(f"{measured.name}: measured on the whole test split in {measured.seconds:.1f} s")
+        finally:
+            self.measure.disabled = False
+
+
+class TrainingMonitor(_Explorer):
+    """Starts, stops and resumes training in a process of its own, and follows it."""
+
+    def __init__(self, root: str, data: str = "", keyword: str = "computer", profile: str = "smoke"):
+        super().__init__()
+        self.settings = {"root": root, "data": data, "keyword": keyword, "profile": profile}
+        self.stage = _dropdown("train", list(monitor.STAGES), value="stage 2")
+        self.method = _dropdown("method", list(QUANTIZERS), value="tanh")
+        self.bits = _slider(w.IntSlider, "width (bits)", "bits per weight", min=1, max=8, value=5)
+        self.train = _button("train / resume", "play", "goes on from the last checkpoint")
+        self.stop = _button("stop", "stop", "finishes the step and writes a checkpoint")
+        self.bar = w.FloatProgress(min=0, max=100, description="done (%)", layout=WIDE, style=STYLE)
+        self.figure = go.FigureWidget(monitor.draw({}))
+        self.following: asyncio.Task | None = None
+        self.train.on_click(self.guarded(self._train))
+        self.stop.on_click(self.guarded(self._stop))
+        for control in (self.stage, self.method, self.bits):
+            self.on(control, self.refresh)
+        buttons = w.HBox([self.train, self.stop])
+        controls = [self.stage, self.method, self.bits, buttons, self.bar, self.status]
+        self.widget = _side_by_side(controls, self.figure)
+        self.refresh()
+        self._follow()
+
+    @property
+    def job(self) -> Job:
+        system = monitor.system_of(self.stage.value, self.method.value, self.bits.value)
+        return Job(system=system, **self.settings)
+
+    def refresh(self) -> bool:
+        """Show what the job last said; whether it runs."""
+        job = self.job
+        running, progress = background.is_running(job), background.read_progress(job)
+        self.tell(monitor.told(progress, running))
+        self.bar.value = progress.percent if progress else 0.0
+        self.train.disabled, self.stop.disabled = running, not running
+        title = f"Training: {job.system.label}, profile {job.profile}"
+        apply(self.figure, monitor.content(progress.history if progress else {}, title))
+        return running
+
+    def _train(self) -> None:
+        background.start(self.job)
+        self.train.disabled = True
+        self.tell("starting ...")
+        self._follow(grace_polls=40)
+
+    def _stop(self) -> None:
+        if background.stop(self.job):
+            self.tell("stopping after this step ...")
+        self.stop.disabled = True
+
+    def _follow(self, grace_polls: int = 0) -> None:
+        """Refresh until the job ends; for a job just started, wait first until its process is there."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # no event loop: whoever made this calls refresh
+        if self.following is not None:
+            self.following.cancel()
+        self.following = loop.create_task(self._poll(grace_polls))
+
+    async def _poll(self, grace_polls: int) -> None:
+        running = False
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            grace_polls -= 1
+            if not background.is_running(self.job):
+                if running or grace_polls < 0:
+                    self.refresh()
+                    return
+                continue
+            running = self.refresh()
