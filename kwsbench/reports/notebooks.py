@@ -42,7 +42,7 @@ from kwsbench.reports.status import Failure, RunStatus
 # Profile -> seconds that one notebook may take.
 PROFILES = {"smoke": 300.0, "default": 1200.0, "full": 86400.0}
 
-# What nbclient raises when the kernel's process is gone.
+# The kind of a failure whose kernel is gone, as nbclient calls it.
 DEAD_KERNEL = "DeadKernelError"
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -190,7 +190,9 @@ def _why(error: BaseException, timeout_seconds: float) -> tuple[str, Failure | N
         return "failed", Failure(error.ename, _plain(error.evalue), _plain("\n".join(error.traceback)))
     if isinstance(error, Exception):
         trace = "".join(traceback.format_exception(error))
-        return "failed", Failure(type(error).__name__, _plain(str(error)), _plain(trace))
+        # jupyter_client has no kind of its own for a kernel that dies, or is mute, before its first reply.
+        kind = DEAD_KERNEL if isinstance(error, RuntimeError) else type(error).__name__
+        return "failed", Failure(kind, _plain(str(error)), _plain(trace))
     return "interrupted", None
 
 
