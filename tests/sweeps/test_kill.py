@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -284,6 +285,7 @@ def test_fifty_kills_lose_nothing_and_repeat_nothing(tmp_path):
         victim = VICTIMS[number % len(VICTIMS)]
         table = trial(tmp_path / str(number), rng, victim, xs=4, seeds=2, count=count)
         count.tables_that_differ += table != undisturbed
+        shutil.rmtree(tmp_path / str(number))  # each has a plotly.min.js
         print(f"{number}: {victim}, finished so far {count.finished_before_kill}, {count.flawless()}", flush=True)
     figures = vars(count) | {
         "victims": dict(count.victims),
