@@ -32,7 +32,7 @@ GIGABYTE = 1e9
 LEAST_GB = 1.0  # smoke needs 0.1 GB, the default profile 1 GB
 ROOM_GB = 10.0  # a full corpus with its features and models
 CGROUP = Path("/sys/fs/cgroup")
-PROJECT = Path(__file__).resolve().parents[1]
+_PROJECT = Path(__file__).resolve().parents[1]  # private: the API pages would print it
 
 
 @dataclass(frozen=True)
@@ -491,22 +491,22 @@ def _small_program():
 
 
 def _pins() -> dict[str, str]:
-    file = PROJECT / "constraints.txt"
+    file = _PROJECT / "constraints.txt"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return {_normal(name): version for name, _, version in (line.partition("==") for line in lines) if version}
 
 
 def _pip(rest: str) -> str:
     """pip of this interpreter, with the pins where there are any."""
-    pins = PROJECT / "constraints.txt"
+    pins = _PROJECT / "constraints.txt"
     constraints = f"-c {shlex.quote(str(pins))} " if pins.is_file() else ""
     return f"{shlex.quote(sys.executable)} -m pip install {constraints}{rest}"
 
 
 def _pip_project(extras: str = "") -> str:
     """pip that installs this checkout again, or the package where there is no checkout."""
-    checkout = (PROJECT / "pyproject.toml").is_file()
-    return _pip(("-e " if checkout else "") + shlex.quote((str(PROJECT) if checkout else "kwsbench") + extras))
+    checkout = (_PROJECT / "pyproject.toml").is_file()
+    return _pip(("-e " if checkout else "") + shlex.quote((str(_PROJECT) if checkout else "kwsbench") + extras))
 
 
 def _same_environment(command: str) -> bool:

@@ -133,7 +133,7 @@ def test_packages_absent_or_too_old(here, monkeypatch):
     found = doctor.check_packages(here)
     assert found.state == "missing"
     assert found.found == "absent: papermill; too old: plotly 5.24.1 (needs 6.0)"
-    assert str(doctor.PROJECT) in found.fix
+    assert str(doctor._PROJECT) in found.fix
 
 
 def test_packages_of_other_versions_than_pinned_are_a_note(here, monkeypatch):
@@ -148,7 +148,7 @@ def test_another_build_of_the_pinned_version_is_fine(here, monkeypatch):
 
 
 def test_without_constraints_nothing_is_compared(here, monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "PROJECT", tmp_path)
+    monkeypatch.setattr(doctor, "_PROJECT", tmp_path)
     found = doctor.check_packages(here)
     assert found.state == "ok" and "no constraints.txt" in found.found
     assert doctor._pip_project("[synth]").endswith("-m pip install 'kwsbench[synth]'")

@@ -1,0 +1,1 @@
+"""Corpora, audio, the embedded synthetic corpus, mixing with noise and rooms, feature banks."""

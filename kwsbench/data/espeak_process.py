@@ -24,6 +24,7 @@ VOLUME_PERCENT = 60  # at 100 one voice in ten clips
 
 
 def main() -> int:
+    """Read one request (JSON) from standard input and write its sound to standard output; the exit status."""
     request = json.load(sys.stdin)
     library = ctypes.CDLL(request["library"])
     rate_hz = library.espeak_Initialize(

@@ -1,0 +1,1 @@
+"""Packed weights: the bytes that a device stores."""

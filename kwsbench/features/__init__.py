@@ -1,0 +1,1 @@
+"""Log-mel energies; whole files and streams give the same values."""

@@ -84,6 +84,7 @@ def logits(program: Program, acc: np.ndarray) -> np.ndarray:
 
 
 def backend_of(name: str) -> Backend:
+    """The kernel of a name. Raises ValueError for an unknown one."""
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; choose one of {sorted(BACKENDS)}")
     return BACKENDS[name]

@@ -1,0 +1,1 @@
+"""Streaming models: ``step(x, state) -> y, state``."""

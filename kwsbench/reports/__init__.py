@@ -1,0 +1,1 @@
+"""Figures, tables, runs of notebooks, and the pages that show them."""

@@ -70,10 +70,12 @@ MARKDOWN = _renderer()
 
 
 def parse(text: str) -> list[Token]:
+    """Markdown as markdown-it tokens."""
     return MARKDOWN.parse(text)
 
 
 def render(tokens: Sequence[Token]) -> str:
+    """Tokens as HTML; what is wide scrolls by itself."""
     body = MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
     # Wide tables and formulas scroll by themselves, by keyboard too; the page does not.
     body = body.replace("<table>", '<div class="scroll" tabindex="0"><table>').replace("</table>", "</table></div>")
@@ -81,6 +83,7 @@ def render(tokens: Sequence[Token]) -> str:
 
 
 def markdown_to_html(text: str) -> str:
+    """Markdown with $math$ as HTML."""
     return render(parse(text))
 
 

@@ -104,6 +104,7 @@ def index_data(runs: Sequence[Run], view: Overview, pages: Mapping[str, str]) ->
 
 
 def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; truth values are none."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 

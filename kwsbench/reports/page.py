@@ -309,6 +309,7 @@ def shown(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Seconds in words, for example ``"2 min 5 s"``."""
     minutes, rest = divmod(seconds, 60)
     return f"{int(minutes)} min {rest:.0f} s" if minutes else f"{rest:.1f} s"
 

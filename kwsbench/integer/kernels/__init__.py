@@ -1,0 +1,1 @@
+"""Numba kernels that model Arm NEON lanes, the SDOT instruction and a neural accelerator."""
