@@ -411,12 +411,11 @@ def training_figure(histories: Mapping[str, Mapping[str, Sequence[float]]], titl
     fig.layout.template = None  # else Plotly's own template is merged into the house's, and travels along
     fig.update_layout(house)
     for i, (name, history) in enumerate(histories.items()):
-        x0, dx = _block_steps(history["step"], MAX_POINTS)
+        step = _compact(_block_means(history["step"], MAX_POINTS))
         style = series(i)
         for row, key, factor in ((1, "loss", 1), (2, "error", 100)):
             fig.add_scatter(
-                x0=x0,
-                dx=dx,
+                x=step,
                 y=_compact(factor * _block_means(history[key], MAX_POINTS)),
                 name=text(name),
                 legendgroup=name,
@@ -667,9 +666,10 @@ def corners(x: np.ndarray, y: np.ndarray, tolerance: float) -> np.ndarray:
             continue
         inner = slice(first + 1, last)
         du, dv = u[last] - u[first], v[last] - v[first]
-        length = np.hypot(du, dv)
         pu, pv = u[inner] - u[first], v[inner] - v[first]
-        away = np.abs(du * pv - dv * pu) / length if length else np.hypot(pu, pv)
+        square = du * du + dv * dv
+        along = ((pu * du + pv * dv) / square).clip(0, 1) if square else np.zeros(len(pu))
+        away = np.hypot(pu - along * du, pv - along * dv)
         farthest = int(np.argmax(away))
         if away[farthest] > tolerance:
             middle = first + 1 + farthest
@@ -686,15 +686,6 @@ def _block_means(values: Sequence[float] | np.ndarray, most: int) -> np.ndarray:
     if len(starts) == 0:
         return array
     return np.add.reduceat(array, starts) / np.diff(np.append(starts, len(array)))
-
-
-def _block_steps(steps: Sequence[float] | np.ndarray, most: int) -> tuple[float, float]:
-    """First place and distance of the means that `_block_means` makes of evenly spaced steps."""
-    array = np.asarray(steps, np.float64)
-    if len(array) < 2:
-        return float(array[0]) if len(array) else 0.0, 1.0
-    width, spacing = max(1, -(-len(array) // most)), float(array[1] - array[0])
-    return float(array[0] + spacing * (width - 1) / 2), spacing * width
 
 
 def _compact(values: np.ndarray) -> np.ndarray:

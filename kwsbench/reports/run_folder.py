@@ -48,7 +48,11 @@ def load_run(folder: str | Path) -> Run:
         return Run(folder, status, dict(status.key_figures), ())
     try:
         raw = json.loads(metrics.read_text(encoding="utf-8"))
-        figures, systems = dict(raw["figures"]), tuple(raw["systems"])
+        # In the order in which they were published, which the status keeps.
+        figures = {
+            name: raw["figures"][name] for name in [*status.key_figures, *raw["figures"]] if name in raw["figures"]
+        }
+        systems = tuple(raw["systems"])
         for record in systems:
             _check_record(record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -28,5 +28,6 @@ def test_the_picture_is_written_whole_and_shows_every_system(tmp_path):
 
 
 def test_an_unwritable_place_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        det_picture({"good": [curve(3, 0)]}, tmp_path / "none" / "det.png")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError):
+        det_picture({"good": [curve(3, 0)]}, tmp_path / "file" / "det.png")

@@ -13,6 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from kwsbench.reports import markdown
+from kwsbench.reports.blocks import unpacked
 from kwsbench.reports.notebooks import plan_run, run_notebook
 from kwsbench.reports.page import load_statuses, render_page, shown, write_report
 from kwsbench.reports.status import Failure, RunStatus
@@ -223,8 +224,9 @@ def test_the_report_lies_beside_one_copy_of_plotly_and_names_no_other_site(repor
 
     installed = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     assert (report / "plotly.min.js").read_bytes() == installed.read_bytes()
-    assert sorted(p.name for p in report.iterdir() if not p.name.startswith(("0", "_"))) == [
+    assert sorted(p.name for p in report.iterdir() if not p.name.startswith(("0", "_", "."))) == [
         "index.html",
+        "index.js",
         "page.css",
         "page.js",
         "plotly.min.js",
@@ -313,8 +315,8 @@ def test_a_caption_without_a_figure_is_text_and_latex_output_is_math():
 def test_a_figure_cannot_close_the_script_that_carries_it():
     figure = {"data": [{"type": "scatter", "y": [1, float("inf")], "name": "</script><b>"}], "layout": {}}
     page = page_of(new_output("display_data", data={"application/vnd.plotly.v1+json": figure}))
-    block = page.split('id="figure-1">')[1].split("</script>")[0]
-    assert json.loads(block)["data"][0] == {"type": "scatter", "y": [1, None], "name": "</script><b>"}
+    block = page.split('class="figure-data">')[1].split("</script>")[0]
+    assert unpacked(block)[0]["data"][0] == {"type": "scatter", "y": [1, None], "name": "</script><b>"}
 
 
 @pytest.mark.parametrize(

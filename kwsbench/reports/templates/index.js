@@ -86,8 +86,7 @@
 
   // ----------------------------------------------------------------------------------------- overlays
 
-  const several = runs.filter((run) => run.systems.length).length > 1;
-  const named = (run, system) => (several ? `${system.system}; ${run.label}` : system.system);
+  const full = (run, system) => `${system.system}; ${run.label}`;
   const checked = (id) => new Set([...by(id).querySelectorAll("input:checked")].map((box) => box.value));
   const box = (id, value, label, on) => {
     const line = make("label");
@@ -119,9 +118,20 @@
     const inRuns = checked("overlay-runs");
     const inSystems = checked("overlay-systems");
     const x = by("overlay-axis").value;
-    const chosen = shown.filter((run) => inRuns.has(run.name)).flatMap((run) => run.systems
-      .filter((system) => inSystems.has(system.system)).map((system) => ({ run, system })));
+    // The same system of the same corpus, shown by several notebooks, is one curve.
+    const distinct = new Map();
+    for (const run of shown.filter((one) => inRuns.has(one.name))) {
+      for (const system of run.systems.filter((one) => inSystems.has(one.system))) {
+        const key = JSON.stringify([system.system, system.seed, system.curve]);
+        if (!distinct.has(key)) distinct.set(key, { run, system });
+      }
+    }
+    const chosen = [...distinct.values()];
     const drawn = chosen.slice(0, MOST_CURVES);
+    const labels = drawn.map(({ system }) => system.system);
+    const alone = (system) => labels.filter((label) => label === system.system).length === 1;
+    const several = labels.length > new Set(labels).size;
+    const named = (run, system) => (alone(system) && !several ? system.system : full(run, system));
     const data = drawn.map(({ run, system }, i) => ({
       type: "scatter", mode: "lines", name: plain(named(run, system)),
       x: system.curve[x], y: system.curve.frr,
@@ -170,10 +180,14 @@
     by("pareto").hidden = !all.length;
     if (!all.length) return;
     const ahead = front(all);
-    const label = (point) => plain(point.system.kind === "float" || !several ? point.system.system : named(point.run, point.system));
-    const worded = (point) => all.length <= MOST_LABELS || ahead.includes(point) || point.system.kind === "float";
-    const short = (point) => (all.length <= MOST_LABELS && new Set(all.map((p) => p.system.system)).size === all.length
-      ? plain(point.system.system) : label(point));
+    const unique = new Set(all.map((point) => point.system.system)).size === all.length;
+    const named = (run, system) => (unique ? system.system : full(run, system));
+    const label = (point) => plain(named(point.run, point.system));
+    // Systems in float are as large as each other: their labels would lie over each other, so one is named.
+    const integer = (point) => point.system.layers.length > 0;
+    const float = all.find((point) => point.system.kind === "float");
+    const worded = (point) => ahead.includes(point) || point === float || (all.length <= MOST_LABELS && integer(point));
+    const short = (point) => (point === float ? "float" : label(point));
     const data = KINDS.map((kind, i) => {
       const of = all.filter((point) => point.system.kind === kind);
       return {
@@ -193,7 +207,7 @@
       line: { color: "#767676", width: 1.5, dash: "dot", shape: "hv" },
     });
     const layout = {
-      xaxis: axis("memory of one stream (kB, 1000 bytes; weights as packed)", { type: "log", dtick: "D1" }),
+      xaxis: axis("memory of one stream (kB, 1000 bytes; weights as packed)", { type: "log", dtick: "D2" }),
       yaxis: axis("false discovery rate (FDR, %)", { rangemode: "tozero" }), showlegend: true,
       margin: { l: 10, r: 10, b: 10 },
     };
@@ -298,10 +312,12 @@
       for (const run of runs) by(id).append(make("option", run.label, { value: run.name }));
       by(id).addEventListener("change", difference);
     }
-    const first = runs.findIndex((run) => run.systems.length && runs.filter((other) => other.notebook === run.notebook).length > 1);
-    by("run-a").selectedIndex = Math.max(0, first);
-    const next = runs.findIndex((run, i) => i > Math.max(0, first) && (first < 0 || run.notebook === runs[first].notebook));
-    by("run-b").selectedIndex = next < 0 ? Math.min(1, runs.length - 1) : next;
+    // Two runs of one notebook if there are, else two that have systems, else the first two.
+    const able = runs.filter((run) => run.systems.length);
+    const twins = runs.filter((run) => runs.some((other) => other !== run && other.notebook === run.notebook));
+    const [one, other] = [twins, able, runs].find((list) => list.length > 1);
+    by("run-a").value = one.name;
+    by("run-b").value = (twins.find((run) => run !== one && run.notebook === one.notebook) || other).name;
     difference();
   }
   drawPareto();
