@@ -20,12 +20,12 @@ PIP := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
 INPUTS := pyproject.toml constraints.txt
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help report test test-all check lab result picture clean
+.PHONY: help report test test-all check lab result docs picture clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n '1,9s/^# \{0,1\}//p' Makefile
-	@echo "targets: report test test-all check lab result picture clean"
+	@echo "targets: report test test-all check lab result docs picture clean"
 
 # --- environment: one stamp per set of packages, renewed when the pins or the dependencies change ---
 
@@ -76,9 +76,14 @@ check: .venv/stamp-test .venv/stamp-check
 	@for f in $(NOTEBOOKS); do $(PY) -m nbstripout --verify "$$f" || { \
 	  echo "$$f: outputs are not stripped; run: $(PY) -m nbstripout $$f" >&2; exit 1; }; done
 
-# Loopback only, behind JupyterLab's own random token (it prints the address to open).
+# Loopback only, behind a random token (it prints the address to open).
 lab: .venv/stamp-synth
-	$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --notebook-dir=notebooks $(LAB_FLAGS)
+	.venv/bin/kwsbench lab $(LAB_FLAGS)
+
+# The API reference from the docstrings. Its pages ask for nothing off-site (no --math: that would load MathJax).
+docs: .venv/stamp-docs
+	$(PY) -m pdoc kwsbench '!kwsbench.cli' --docformat google --no-show-source -o reports/api
+	@echo "open reports/api/index.html"
 
 # The README's picture, from a finished report.
 picture: .venv/stamp-test

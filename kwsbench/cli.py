@@ -322,6 +322,48 @@ def runs_prune_command(
     print(f"{len(deleted)} runs deleted{left}. Artifacts and kept sources of notebooks were not touched.")
 
 
+@app.command("lab")
+def lab_command(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: the first free one from 8888")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open it in the browser")] = True,
+    root: Annotated[Path, typer.Option(help="where the explorers look for models and scores")] = Path("runs"),
+    notebooks: Annotated[Path, typer.Option(help="folder of notebooks")] = Path("notebooks"),
+) -> None:
+    """JupyterLab on the explorers: this machine only, behind a token, nothing asked of other machines.
+
+    Example: kwsbench lab --no-browser
+    """
+    from kwsbench.lab import lab
+
+    lab(notebooks, root, port, browser)
+
+
+@app.command("train")
+def train_command(
+    kind: Annotated[str, typer.Argument(help="float, control, stage_one, stage_two or post_training")],
+    method: Annotated[str, typer.Option(help="weight quantizer")] = "tanh",
+    bits: Annotated[int, typer.Option(help="weight width, 1 to 8")] = 5,
+    per_row: Annotated[bool, typer.Option("--per-row", help="one scale per row")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="of the training")] = 0,
+    data: Annotated[str, typer.Option(help="corpus folder; without it the embedded corpus")] = "",
+    keyword: Annotated[str, typer.Option(help="the word to spot")] = "computer",
+    profile: Annotated[str, typer.Option(help="smoke, default or full")] = "default",
+    root: Annotated[Path, typer.Option(help="where models and features are kept")] = Path("runs"),
+) -> None:
+    """Train one system, and what it starts from. Ctrl-C writes a checkpoint; the same command goes on from it.
+
+    Example: kwsbench train stage_two --bits 2 --profile smoke
+    """
+    from kwsbench.quantizers.attach import WeightPlan
+    from kwsbench.training.background import Job, train_job
+    from kwsbench.training.experiment import System
+
+    weights = None if kind in ("float", "control") else WeightPlan(method, bits, per_row)
+    job = Job(str(root), System(kind, seed, weights), data, keyword, profile)
+    train_job(job)
+    print(f"{job.system.label}, seed {seed}: trained, under {root}")
+
+
 def _integers(text: str, option: str) -> list[int]:
     try:
         values = [int(part) for part in text.split(",")]
