@@ -249,6 +249,8 @@ def _typed_scalar(written: Text, wanted: str) -> Any:
     if not text and not written.quoted:
         raise ValueError(f"must be {wanted}, and has no value" + ("; write '' for no text" * (wanted == "str")))
     if wanted == "str":
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise ValueError("must be str, and half a surrogate pair is no text")
         return text
     if written.quoted:
         raise ValueError(f"must be {wanted}, got the text {text!r}; take the quotes away")

@@ -39,6 +39,7 @@ DEAD_JOB = "DeadJobError"
 LOOK_SECONDS = 0.25
 OTHERS_SECONDS = 1.0  # between two looks at runs that other processes execute
 LOG_TAIL_CHARACTERS = 2000
+SHOWN = 8
 
 
 class SweepStopped(RuntimeError):
@@ -52,7 +53,10 @@ def summary(sweep: Sweep, statuses: Sequence[RunStatus]) -> str:
     bad = [status for status in statuses if status.state != "passed"]
     if not bad:
         return text
-    return f"{text}. What they did is in {sweep.out / 'runs'}; --retry-failed repeats them"
+    lines = [f"  {s.name} {s.state}{f': {_why(s.failure)}' if s.failure else ''}" for s in bad[:SHOWN]]
+    more = [f"  and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+    hint = f"what they did is kept in {sweep.out / 'runs'}; --retry-failed repeats them"
+    return "\n".join([text, *lines, *more, hint])
 
 
 def say(line: str) -> None:
@@ -72,7 +76,7 @@ class Progress:
     def line(self, run: Run, status: RunStatus, remark: str = "") -> str:
         """What is said of a run that has ended."""
         total = len(self.sweep.runs)
-        why = f": {status.failure.kind}: {_first_line(status.failure.message)}" if status.failure else ""
+        why = f": {_why(status.failure)}" if status.failure else ""
         left = self.left_seconds()
         eta = f", {in_words(left)} left" if left else ""
         took = f"{status.seconds:.1f} s"
@@ -338,6 +342,10 @@ def _tail(log: Path) -> str:
         return log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:]
     except OSError:
         return ""
+
+
+def _why(failure: Failure) -> str:
+    return f"{failure.kind}: {_first_line(failure.message)}"
 
 
 def _first_line(text: str) -> str:
