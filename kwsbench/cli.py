@@ -74,9 +74,16 @@ def check_command(
 @app.command("run")
 def run_command(
     chosen: Annotated[
-        list[str] | None, typer.Argument(metavar="[NOTEBOOKS]...", help="paths, or names in the folder of notebooks")
+        list[str] | None,
+        typer.Argument(
+            metavar="[NOTEBOOKS]...",
+            help="paths, or names in the folder of notebooks",
+            autocompletion=completion.notebooks,
+        ),
     ] = None,
-    profile: Annotated[str, typer.Option(help="smoke, default or full")] = "default",
+    profile: Annotated[
+        str, typer.Option(help="smoke, default or full", autocompletion=completion.profiles)
+    ] = "default",
     out: Annotated[Path, typer.Option(help="folder that receives index.html")] = Path("reports"),
     notebooks: Annotated[Path, typer.Option(help="folder of notebooks; all of 0*.ipynb by default")] = Path(
         "notebooks"
@@ -117,7 +124,12 @@ def run_command(
 
 @app.command("report")
 def report_command(
-    runs: Annotated[list[str], typer.Argument(help="folders of runs, of reports or sweeps, or names of runs in --of")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="folders of runs, of reports or sweeps, or names of runs in --of", autocompletion=completion.runs
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="folder that receives the pages and the runs they show")] = None,
     single_file: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="one file with everything in it")
@@ -208,7 +220,9 @@ def doctor_command(
 
 @app.command("sweep")
 def sweep_command(
-    spec: Annotated[Path, typer.Argument(help="what to run: see the top of kwsbench/sweeps/spec.py")],
+    spec: Annotated[
+        Path, typer.Argument(help="what to run: see docs/howto/sweep.md", autocompletion=completion.sweeps)
+    ],
     jobs: Annotated[int | None, typer.Option(help="runs at once; half the cores if not said")] = None,
     threads: Annotated[int | None, typer.Option(help="threads of each run; the cores divided by the jobs")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the results; sweeps/NAME if not said")] = None,
@@ -276,8 +290,11 @@ def runs_list_command(
 
 @runs_app.command("compare")
 def runs_compare_command(
-    first: Annotated[str, typer.Argument(help="folder of a run, or the beginning of its name")],
-    second: Annotated[str, typer.Argument(help="the other one")],
+    first: Annotated[
+        str,
+        typer.Argument(help="folder of a run, or the beginning of its name", autocompletion=completion.run_names),
+    ],
+    second: Annotated[str, typer.Argument(help="the other one", autocompletion=completion.run_names)],
     folder: Annotated[Path, typer.Option(help="where names are looked up")] = Path("sweeps"),
 ) -> None:
     """Two runs side by side: what was given, what came out, and the first layer in which they differ.
@@ -293,7 +310,10 @@ def runs_compare_command(
 @runs_app.command("prune")
 def runs_prune_command(
     folder: Annotated[Path, typer.Argument(help="a sweep's folder, or a folder of those")],
-    state: Annotated[list[str] | None, typer.Option(help="passed, failed, 'timed out', interrupted, running")] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="passed, failed, 'timed out', interrupted, running", autocompletion=completion.states),
+    ] = None,
     condition: Annotated[list[str] | None, typer.Option("--where", help="NAME=VALUE, as in `runs list`")] = None,
     keep_code: Annotated[str, typer.Option(help="spare runs of this code: current, or the hash of `runs list`")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="delete; without it, only what would go is printed")] = False,
@@ -340,14 +360,19 @@ def lab_command(
 
 @app.command("train")
 def train_command(
-    kind: Annotated[str, typer.Argument(help="float, control, stage_one, stage_two or post_training")],
-    method: Annotated[str, typer.Option(help="weight quantizer")] = "tanh",
+    kind: Annotated[
+        str,
+        typer.Argument(help="float, control, stage_one, stage_two or post_training", autocompletion=completion.kinds),
+    ],
+    method: Annotated[str, typer.Option(help="weight quantizer", autocompletion=completion.methods)] = "tanh",
     bits: Annotated[int, typer.Option(help="weight width, 1 to 8")] = 5,
     per_row: Annotated[bool, typer.Option("--per-row", help="one scale per row")] = False,
     seed: Annotated[int, typer.Option(min=0, help="of the training")] = 0,
     data: Annotated[str, typer.Option(help="corpus folder; without it the embedded corpus")] = "",
-    keyword: Annotated[str, typer.Option(help="the word to spot")] = "computer",
-    profile: Annotated[str, typer.Option(help="smoke, default or full")] = "default",
+    keyword: Annotated[str, typer.Option(help="the word to spot", autocompletion=completion.keywords)] = "computer",
+    profile: Annotated[
+        str, typer.Option(help="smoke, default or full", autocompletion=completion.profiles)
+    ] = "default",
     root: Annotated[Path, typer.Option(help="where models and features are kept")] = Path("runs"),
 ) -> None:
     """Train one system, and what it starts from. Ctrl-C writes a checkpoint; the same command goes on from it.

@@ -16,7 +16,8 @@ from typing import Any
 PROFILES = ("smoke", "default", "full")
 METHODS = ("linear", "tanh", "dorefa")
 BATCHNORM = ("unfolded", "folded")
-SPLITS = ("train", "validation", "test")
+KINDS = ("float", "control", "stage_one", "stage_two", "post_training")
+STATES = ("passed", "failed", "timed out", "interrupted", "running")
 MANIFEST_ROWS = 100_000  # read at most, so that an answer takes no longer than a blink
 
 
@@ -28,6 +29,16 @@ def profiles(incomplete: str) -> list[str]:
 def methods(incomplete: str) -> list[str]:
     """Names of the package's quantizers."""
     return _starting(METHODS, incomplete)
+
+
+def kinds(incomplete: str) -> list[str]:
+    """Kinds of systems."""
+    return _starting(KINDS, incomplete)
+
+
+def states(incomplete: str) -> list[str]:
+    """States of runs."""
+    return _starting(STATES, incomplete)
 
 
 def batchnorm_forms(incomplete: str) -> list[str]:
@@ -46,18 +57,19 @@ def keywords(ctx: Any, incomplete: str) -> list[str]:
 
 
 def runs(ctx: Any, incomplete: str) -> list[str]:
-    """Folders of finished or begun runs, as paths: below the folder that is typed, else below ``reports``."""
+    """Folders of reports and sweeps, and of runs: below the folder that is typed, else ``reports``, ``sweeps``."""
     folder = incomplete.rpartition("/")[0] or "/"
-    typed = Path(folder) if "/" in incomplete else Path(str(ctx.params.get("out") or "reports"))
-    holders = (typed, typed / "runs", typed.parent if typed.name == "runs" else typed)
-    found = {str(status.parent) for folder in holders for status in folder.glob("*/status.json")}
-    return sorted(path for path in found if path.startswith(incomplete)) or sorted(found if not incomplete else [])
+    bases = [Path(folder)] if "/" in incomplete else [Path("reports"), Path("sweeps")]
+    found = {str(holder.parent) for base in bases for holder in (*base.glob("runs"), *base.glob("*/runs"))}
+    found |= {str(s.parent) for base in bases for s in (*base.glob("*/status.json"), *base.glob("runs/*/status.json"))}
+    return _starting(sorted(found), incomplete)
 
 
 def run_names(ctx: Any, incomplete: str) -> list[str]:
-    """Names of the runs below the folder that the line names (``--out``, else ``reports``)."""
-    folder = Path(str(ctx.params.get("out") or "reports")) / "runs"
-    return _starting(sorted(status.parent.name for status in folder.glob("*/status.json")), incomplete)
+    """Names of the runs below the folder that the line names (``--folder``, else ``sweeps``)."""
+    folder = Path(str(ctx.params.get("folder") or "sweeps"))
+    found = {status.parent.name for at in ("runs/*", "*/runs/*") for status in folder.glob(f"{at}/status.json")}
+    return _starting(sorted(found), incomplete)
 
 
 def notebooks(incomplete: str) -> list[str]:
@@ -66,8 +78,8 @@ def notebooks(incomplete: str) -> list[str]:
 
 
 def sweeps(incomplete: str) -> list[str]:
-    """YAML files in the folder that is typed, else in ``sweeps`` and here."""
-    return sorted({*_files(incomplete, "yaml", "sweeps"), *_files(incomplete, "yml", "sweeps")})
+    """YAML files in the folder that is typed, else in ``notebooks`` and here."""
+    return sorted({*_files(incomplete, "yaml", "notebooks"), *_files(incomplete, "yml", "notebooks")})
 
 
 def _starting(names: Any, incomplete: str) -> list[str]:

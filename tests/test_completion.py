@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from kwsbench import completion
-from kwsbench.data.corpora import SPLITS
 from kwsbench.data.synth import RECIPES
 from kwsbench.quantizers import QUANTIZERS
 from kwsbench.quantizers.attach import BATCHNORM_FORMS
-from kwsbench.training.experiment import PROFILES
+from kwsbench.reports.status import STATES
+from kwsbench.training.experiment import KINDS, PROFILES
 
 HEAVY = ("torch", "plotly", "numpy", "papermill", "jupyter_client", "matplotlib", "numba")
 
@@ -48,7 +48,8 @@ def test_the_fixed_lists_are_those_of_the_tables():
     assert set(completion.PROFILES) == set(PROFILES) == set(RECIPES)
     assert set(completion.METHODS) == set(QUANTIZERS)
     assert set(completion.BATCHNORM) == set(BATCHNORM_FORMS) - {"float"}
-    assert completion.SPLITS == SPLITS
+    assert completion.KINDS == KINDS
+    assert set(completion.STATES) == set(STATES)
 
 
 def test_commands_are_offered(tmp_path):
@@ -78,11 +79,11 @@ def test_keywords_of_the_corpus_are_offered(tmp_path):
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for run in ("reports/runs/01_first", "reports/runs/02_second", "other/runs/abc", "reports/runs/no_status"):
+    for run in ("reports/runs/01_first", "reports/runs/02_second", "sweeps/widths/runs/abc", "reports/runs/no_status"):
         Path(run).mkdir(parents=True)
         if "no_status" not in run:
             Path(run, "status.json").touch()
-    for name in ("notebooks/01_a.ipynb", "notebooks/02_b.ipynb", "mine.ipynb", "sweeps/bits.yaml", "own.yml"):
+    for name in ("notebooks/01_a.ipynb", "notebooks/02_b.ipynb", "mine.ipynb", "notebooks/bits.yaml", "own.yml"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).touch()
 
@@ -94,21 +95,32 @@ class Context:
 
 def test_runs_are_offered_as_paths_and_by_name(folders):
     both = ["reports/runs/01_first", "reports/runs/02_second"]
-    assert completion.runs(Context(), "") == both
-    assert completion.runs(Context(), "reports/") == both
+    assert completion.runs(Context(), "") == ["reports", *both, "sweeps/widths"]
     assert completion.runs(Context(), "reports/runs/02") == both[1:]
-    assert completion.runs(Context(), "other/runs/") == ["other/runs/abc"]
+    assert completion.runs(Context(), "reports/") == both
+    assert completion.runs(Context(), "sweeps/widths/runs/") == ["sweeps/widths/runs/abc"]
     assert completion.runs(Context(), "nowhere/") == []
-    assert completion.run_names(Context(), "0") == ["01_first", "02_second"]
-    assert completion.run_names(Context(out=Path("other")), "") == ["abc"]
+    assert completion.run_names(Context(folder=Path("reports")), "0") == ["01_first", "02_second"]
+    assert completion.run_names(Context(), "") == ["abc"]
 
 
 def test_notebooks_and_sweeps_are_offered(folders):
     assert completion.notebooks("") == ["mine.ipynb", "notebooks/01_a.ipynb", "notebooks/02_b.ipynb"]
     assert completion.notebooks("notebooks/02") == ["notebooks/02_b.ipynb"]
-    assert completion.sweeps("") == ["own.yml", "sweeps/bits.yaml"]
-    assert completion.sweeps("sw") == ["sweeps/bits.yaml"]
+    assert completion.sweeps("") == ["notebooks/bits.yaml", "own.yml"]
+    assert completion.sweeps("no") == ["notebooks/bits.yaml"]
     assert completion.methods("t") == ["tanh"]
+
+
+def test_commands_offer_what_they_take(folders, tmp_path):
+    assert offered("kwsbench run notebooks/", tmp_path) == ["notebooks/01_a.ipynb", "notebooks/02_b.ipynb"]
+    assert offered("kwsbench run --profile s", tmp_path) == ["smoke"]
+    assert offered("kwsbench report sw", tmp_path) == ["sweeps/widths"]
+    assert offered("kwsbench sweep n", tmp_path) == ["notebooks/bits.yaml"]
+    assert offered("kwsbench runs compare a", tmp_path) == ["abc"]
+    assert offered("kwsbench runs prune sweeps/widths --state f", tmp_path) == ["failed"]
+    assert offered("kwsbench train stage_", tmp_path) == ["stage_one", "stage_two"]
+    assert offered("kwsbench train float --method ", tmp_path) == ["linear", "tanh", "dorefa"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["data", "--help"], ["result", "--help"], ["doctor", "--help"]])
