@@ -21,7 +21,6 @@ from kwsbench.reports.run_folder import Run, executed_notebook, load_run
 from kwsbench.reports.status import RunStatus
 from kwsbench.reports.tables import NONE, format_value
 
-POINT_RATES = ("frr", "fdr", "fa_per_hour")
 FEATURES = "features"
 MISSING = "(none)"
 
@@ -229,7 +228,17 @@ def _system_values(record: dict[str, Any] | None) -> dict[str, Any]:
     if record is None:
         return {}
     point = record["point"]
-    return {"threshold": point.get("threshold"), **{k: point.get(k) for k in POINT_RATES}, "bytes": record["bytes"]}
+    return {
+        "threshold": point.get("threshold"),
+        "frr_percent": _percent(point.get("frr")),
+        "fdr_percent": _percent(point.get("fdr")),
+        "fa_per_hour": point.get("fa_per_hour"),
+        "bytes": record["bytes"],
+    }
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 9)
 
 
 # --------------------------------------------------------------------------------------------- tables

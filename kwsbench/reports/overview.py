@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from kwsbench.reports.comparison import POINT_RATES, identity_of, short
+from kwsbench.reports.comparison import identity_of, short
 from kwsbench.reports.figures import corners, thin
 from kwsbench.reports.run_folder import Run
 
+POINT_KEYS = ("threshold", "frr", "fdr", "fa_per_hour")
 CURVE_POINTS = 40  # of a DET curve in the index
 CURVE_TOLERANCE = 0.004  # of the axis: less than two pixels
 CARD_FIGURES = 6  # key figures that a card shows before its reader asks for more
@@ -52,17 +53,19 @@ class Overview:
     cards: tuple[Run, ...]  # of notebooks that ran once
     groups: tuple[Group, ...]
     labels: dict[str, str]  # run name -> what tells it from the others
+    runs: tuple[Run, ...]  # cards and groups, as they stand on the page
     states: dict[str, int]
     profiles: tuple[str, ...]
     identity: tuple[tuple[str, tuple[tuple[str, int], ...]], ...]  # name -> values with their numbers of runs
 
 
 def overview(runs: Sequence[Run]) -> Overview:
-    """Group runs; their order is kept."""
+    """Group runs by notebook; the runs of a group stand in the order of their parameters."""
     by_notebook: dict[str, list[Run]] = {}
     for run in runs:
         by_notebook.setdefault(run.status.notebook, []).append(run)
     groups = tuple(_group(name, members) for name, members in by_notebook.items() if len(members) > 1)
+    cards = tuple(members[0] for members in by_notebook.values() if len(members) == 1)
     labels = {run.name: run.name for run in runs}
     for group in groups:
         labels.update(_labels(group))
@@ -70,16 +73,17 @@ def overview(runs: Sequence[Run]) -> Overview:
     for run in runs:
         states[run.status.state] = states.get(run.status.state, 0) + 1
     return Overview(
-        cards=tuple(members[0] for members in by_notebook.values() if len(members) == 1),
+        cards=cards,
         groups=groups,
         labels=labels,
+        runs=(*(run for group in groups for run in group.runs), *cards),
         states=states,
         profiles=tuple(sorted({_profile(run) for run in runs} - {""})),
         identity=_identity(runs),
     )
 
 
-def index_data(runs: Sequence[Run], view: Overview, pages: Mapping[str, str]) -> dict[str, Any]:
+def index_data(view: Overview, pages: Mapping[str, str]) -> dict[str, Any]:
     """What index.js draws and compares: JSON values. ``pages`` holds the address of each run's page.
 
     Digests of layers become numbers: only whether they are equal is asked.
@@ -98,7 +102,7 @@ def index_data(runs: Sequence[Run], view: Overview, pages: Mapping[str, str]) ->
                 "figures": run.figures,
                 "systems": [_system(record, known) for record in run.systems],
             }
-            for run in runs
+            for run in view.runs
         ]
     }
 
@@ -123,7 +127,18 @@ def _group(notebook: str, runs: list[Run]) -> Group:
                 constant.append((name, values[0]))
             else:
                 columns.append(Column(name, kind, all(is_number(value) for value in values)))
-    return Group(notebook, runs[0].status.title, tuple(runs), tuple(columns), tuple(constant))
+    varying = [column.name for column in columns if column.kind == "parameter"]
+    ordered = sorted(runs, key=lambda run: [_order(run.status.parameters.get(name)) for name in varying])
+    return Group(notebook, runs[0].status.title, tuple(ordered), tuple(columns), tuple(constant))
+
+
+def _order(value: Any) -> tuple[int, Any]:
+    """A key by which values of any types can be sorted: numbers, then lists, then texts."""
+    if is_number(value):
+        return 0, value
+    if isinstance(value, (list, tuple)):
+        return 1, [_order(item) for item in value]
+    return 2, str(value)
 
 
 def _labels(group: Group) -> dict[str, str]:
@@ -168,7 +183,7 @@ def _system(record: Mapping[str, Any], known: dict[str, int]) -> dict[str, Any]:
         "seed": record["seed"],
         "bytes": record["bytes"],
         "basis": record.get("bytes_basis"),
-        "point": {key: _rounded(point.get(key)) for key in ("threshold", *POINT_RATES)},
+        "point": {key: _rounded(point.get(key)) for key in POINT_KEYS},
         "curve": _curve(record["curve"]),
         "layers": [[row["layer"], known.setdefault(row["sha256"], len(known))] for row in record["layers"]],
     }

@@ -19,7 +19,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -103,18 +103,14 @@ def write_report(out_dir: Path, names: Sequence[str] | None = None, compare: tup
 
 
 def read_runs(out_dir: Path, names: Sequence[str] | None = None) -> tuple[tuple[Run, ...], tuple[Unreadable, ...]]:
-    """The runs of a report, by name or in the order of ``names``, and those that cannot be read.
-
-    A run goes by its folder's name: that is where its page leads.
-    """
+    """The runs of a report, by name or in the order of ``names``, and those that cannot be read."""
     folders = sorted(path.parent for path in (out_dir / "runs").glob(f"*/{STATUS}"))
     if names is not None:
         folders = [out_dir / "runs" / name for name in names]
     runs, unreadable = [], []
     for folder in folders:
         try:
-            run = load_run(folder)
-            runs.append(replace(run, status=replace(run.status, name=folder.name)))
+            runs.append(load_run(folder))
         except (ValueError, OSError) as error:
             unreadable.append(Unreadable(folder.name, str(error)))
     return tuple(runs), tuple(unreadable)
@@ -183,7 +179,7 @@ def render_comparison(comparison: Comparison, links: Any) -> str:
 def index_values(runs: Sequence[Run], unreadable: Sequence[Unreadable], links: Any) -> dict[str, Any]:
     """What the index's template shows."""
     view = overview(runs)
-    data = index_data(runs, view, {run.name: links.page(run.name) for run in runs})
+    data = index_data(view, {run.name: links.page(run.name) for run in runs})
     return {
         "view": view,
         "runs": runs,

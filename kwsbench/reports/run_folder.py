@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Read a run's folder.
+    """Read a run's folder. A run goes by its folder's name: copied under another, it is another.
 
     Raises:
         ValueError: it is no run, or a file in it cannot be read (the file is named).
@@ -42,7 +42,7 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / STATUS).is_file():
         raise ValueError(f"{folder} is no run: it has no {STATUS}; name one folder of <report>/runs")
-    status = RunStatus.load(folder / STATUS)
+    status = replace(RunStatus.load(folder / STATUS), name=folder.resolve().name)
     metrics = folder / METRICS
     if not metrics.is_file():
         return Run(folder, status, dict(status.key_figures), ())

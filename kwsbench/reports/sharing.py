@@ -111,6 +111,7 @@ def render_single(folders: Sequence[Path], compare: tuple[Path, Path] | None = N
         **index_values(runs, unreadable, links),
         pages=pages,
         comparison=side_by_side,
+        comparison_links=replace(links, prefix="comparison--"),
         style=Markup(asset("page.css")),
         scripts=[Markup(script) for script in scripts],
         hashes=[base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts],

@@ -58,7 +58,7 @@ def test_systems_are_paired_and_their_first_divergent_layer_is_named(pair):
     c = compare_runs(*pair)
     assert [(s.a, s.b) for s in c.systems] == [("float", "float"), ("stage 2, 5-bit tanh", "stage 2, 4-bit tanh")]
     assert [s.divergence for s in c.systems] == ["", "first divergent: layer0: weights and constants"]
-    assert [(p.name, p.a, p.b) for p in c.systems[1].values if not p.same] == [("fdr", 0.05, 0.06)]
+    assert [(p.name, p.a, p.b) for p in c.systems[1].values if not p.same] == [("fdr_percent", 5.0, 6.0)]
 
 
 def test_tables_are_compared_cell_by_cell(pair):

@@ -17,6 +17,7 @@ from kwsbench.reports.blocks import unpacked
 from kwsbench.reports.notebooks import plan_run, run_notebook
 from kwsbench.reports.page import load_statuses, render_page, shown, write_report
 from kwsbench.reports.status import Failure, RunStatus
+from tests.reports.pages import open_page, requests
 
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'`${}"
 
@@ -85,25 +86,6 @@ raise ValueError(bad)
     assert run(folder, out, name, [f"# Title {HOSTILE}", hostile], bits=[1]).state == "failed"
     write_report(out)
     return out
-
-
-def open_page(browser, path: Path, width: int = 1440, scheme: str = "light") -> None:
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    for kind in ("browser", "performance"):
-        browser.get_log(kind)
-    browser.get(path.as_uri())
-    deadline = time.monotonic() + 20
-    waiting = "return document.querySelectorAll('.plot:not([data-drawn])').length"
-    while browser.execute_script(waiting) and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def requests(browser) -> list[str]:
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
 
 @pytest.mark.browser

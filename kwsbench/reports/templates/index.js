@@ -7,10 +7,12 @@
   const { runs } = await kwsbench.unpack(block);
   const MOST_CURVES = 12;
   const MOST_LABELS = 14;
+  const TICKS = [0, 1, 2, 3, 4, 5].flatMap((decade) => [1, 2, 5].map((digit) => digit * 10 ** decade)); // kB
   // The palette, dashes and markers of reports.style.
   const PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A"];
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
   const MARKERS = ["circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down"];
+  const BELOW = { orientation: "h", x: 0, xanchor: "left", y: -0.2, yanchor: "top" }; // names of runs are long
   const KINDS = [...new Set(runs.flatMap((run) => run.systems.map((s) => s.kind)))];
 
   const by = (id) => document.getElementById(id);
@@ -141,7 +143,8 @@
     const layout = {
       xaxis: x === "fa" ? axis("false accepts per hour of negative audio", { type: "log", dtick: 1 })
         : axis("false discovery rate (FDR, % of accepted clips)", { rangemode: "tozero" }),
-      yaxis: axis(FRR, { range: [0, 30] }), showlegend: true, margin: { l: 10, r: 10, b: 10 },
+      yaxis: axis(FRR, { range: [0, 30] }), showlegend: true, legend: BELOW, margin: { l: 10, r: 10, b: 10 },
+      height: 420 + 12 * drawn.length,
     };
     const best = drawn.map((entry) => ({ ...entry, frr: entry.system.point.frr, fdr: entry.system.point.fdr }))
       .filter((entry) => typeof entry.fdr === "number").sort((a, b) => a.fdr - b.fdr)[0];
@@ -187,14 +190,17 @@
     const integer = (point) => point.system.layers.length > 0;
     const float = all.find((point) => point.system.kind === "float");
     const worded = (point) => ahead.includes(point) || point === float || (all.length <= MOST_LABELS && integer(point));
-    const short = (point) => (point === float ? "float" : label(point));
+    const short = (point) => (point === float ? "float" : plain(point.system.system)); // the run is told on hover
+    // Neighbours on the front take turns above and below it.
+    const side = (point) => (point === float ? "top left"
+      : ahead.includes(point) && ahead.indexOf(point) % 2 ? "bottom left" : "top right");
     const data = KINDS.map((kind, i) => {
       const of = all.filter((point) => point.system.kind === kind);
       return {
         type: "scatter", mode: "markers+text", name: plain(kind.replace(/_/g, " ")), cliponaxis: false,
         x: of.map((point) => point.kilobytes), y: of.map((point) => point.fdr),
         text: of.map((point) => (worded(point) ? short(point) : "")),
-        textposition: of.map((point) => (point.kilobytes > 300 ? "top left" : "top right")), textfont: { size: 11 },
+        textposition: of.map(side), textfont: { size: 11 },
         hovertext: of.map((point) => `${label(point)}<br>${number(point.kilobytes)} kB (${point.system.basis || "counted"}), `
           + `FDR ${number(point.fdr)}%, FRR ${number(point.frr)}%`),
         hoverinfo: "text",
@@ -207,8 +213,8 @@
       line: { color: "#767676", width: 1.5, dash: "dot", shape: "hv" },
     });
     const layout = {
-      xaxis: axis("memory of one stream (kB, 1000 bytes; weights as packed)", { type: "log", dtick: "D2" }),
-      yaxis: axis("false discovery rate (FDR, %)", { rangemode: "tozero" }), showlegend: true,
+      xaxis: axis("memory of one stream (kB)", { type: "log", tickvals: TICKS, ticktext: TICKS.map(number) }),
+      yaxis: axis("false discovery rate (FDR, %)", { rangemode: "tozero" }), showlegend: true, legend: BELOW,
       margin: { l: 10, r: 10, b: 10 },
     };
     const [least, most] = [ahead[0], ahead[ahead.length - 1]];
@@ -290,11 +296,11 @@
     }
     const pairs = paired(a.systems, b.systems);
     if (pairs.length) {
-      const value = (system, key) => (system ? (key === "bytes" ? system.bytes : system.point[key]) : null);
-      const cells = (x, y) => ["frr", "fdr", "fa_per_hour", "bytes"]
-        .map((key) => `${number(value(x, key))} | ${number(value(y, key))}`);
+      const percent = (share) => (typeof share === "number" ? 100 * share : null);
+      const values = (s) => (s ? [percent(s.point.frr), percent(s.point.fdr), s.point.fa_per_hour, s.bytes] : []);
+      const cells = (x, y) => [0, 1, 2, 3].map((i) => `${number(values(x)[i])} | ${number(values(y)[i])}`);
       told.append(make("h3", "Systems"), table(
-        ["first | second", "FRR", "FDR", "FA/h", "bytes", "programs"],
+        ["first | second", "FRR (%)", "FDR (%)", "FA/h", "bytes", "programs"],
         pairs.map(([x, y]) => [
           x && y && x.system === y.system ? x.system : `${x ? x.system : "(none)"} | ${y ? y.system : "(none)"}`,
           ...cells(x, y), x && y ? divergence(x.layers, y.layers) || "float" : "–",
