@@ -114,6 +114,9 @@ def run_sweep(
     work = _Work(sweep, pool, retry_failed, _Renderer(render))
     try:
         work.do()
+    except KeyboardInterrupt:
+        say("stopping; what is finished is kept, the same command goes on with the rest")
+        raise
     finally:
         pool.stop()
         work.renderer.finish()
@@ -220,22 +223,22 @@ class _Work:
         try:
             with locked(folder, timeout_seconds=5):
                 status = known_status(folder) or self._never_begun(ended.name)
-                if ended.late and status.state not in FINAL:
-                    status = replace(
-                        status,
-                        state="timed out",
-                        failure=Failure("Timeout", f"stopped after {self.sweep.timeout_seconds:g} s", ""),
-                    )
-                elif status.state not in FINAL and ended.code != INTERRUPTED:
-                    deaths = MAX_DEATHS if ended.hopeless else status.deaths + 1
-                    status = replace(
-                        status,
-                        state="failed",
-                        failure=Failure(DEAD_JOB, ended.why, _tail(folder / LOG)),
-                        deaths=deaths,
-                    )
-                else:
+                idle = status.attempts == self.seen[ended.name]  # it ended before it wrote that it began
+                unsaid = idle or status.state not in FINAL
+                if (
+                    status.state == "passed"
+                    or not unsaid
+                    or (ended.code == INTERRUPTED and not ended.late and not idle)
+                ):
                     return status
+                if ended.late:
+                    why = Failure("Timeout", f"stopped after {self.sweep.timeout_seconds:g} s", "")
+                    status = replace(status, state="timed out", failure=why)
+                else:
+                    deaths = MAX_DEATHS if ended.hopeless else status.deaths + 1
+                    why = Failure(DEAD_JOB, ended.why, _tail(folder / LOG))
+                    status = replace(status, state="failed", failure=why, deaths=deaths)
+                status = replace(status, attempts=status.attempts + idle)
                 status.save(folder / "status.json")
                 return status
         except OSError as error:
@@ -255,6 +258,7 @@ class _Work:
             tuple(run.given),
             "",
             identity=run.identity,
+            attempts=0,
         )
 
     def _look(self, name: str) -> None:
