@@ -58,6 +58,8 @@ def main() -> int:
     die_with_parent(int(sys.argv[1]))
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
+    # jsonschema, under nbformat, would build a grammar of web addresses: half of the time that a job takes to start.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     order = Order(**json.loads(sys.stdin.read()))
     try:
         return perform(order)
