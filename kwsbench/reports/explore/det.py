@@ -208,7 +208,7 @@ def draw(v: DetView) -> go.Figure:
     fig = figure("", FA_TITLE, FRR_TITLE)
     for i in range(MAX_SYSTEMS):
         colour = series(i).colour
-        fill = f"rgba({int(colour[1:3], 16)},{int(colour[3:5], 16)},{int(colour[5:7], 16)},0.13)"
+        fill = f"rgba({int(colour[1:3], 16)},{int(colour[3:5], 16)},{int(colour[5:7], 16)},0.10)"
         fig.add_scatter(
             fill="toself", fillcolor=fill, line={"width": 0}, mode="lines", hoverinfo="skip", showlegend=False
         )
@@ -230,12 +230,12 @@ def draw(v: DetView) -> go.Figure:
         error_y=bar,
         name="operating point, 95%",
     )
-    fig.update_xaxes(type="log", exponentformat="none", nticks=7, minor={"ticks": ""})
-    fig.update_yaxes(range=[-1.5, 100 * HIGHEST_FRR])
+    fig.update_xaxes(type="log", exponentformat="none", dtick=1, title_font_size=13, tickfont_size=12)
+    fig.update_yaxes(range=[-1.5, 100 * HIGHEST_FRR], title_font_size=13, tickfont_size=12)
     fig.update_layout(
-        legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"},
-        title={"font": {"size": 15}, "y": 0.985, "yanchor": "top"},
-        margin={"t": 66},
+        legend={"orientation": "h", "x": 0, "y": -0.14, "yanchor": "top", "font": {"size": 12}},
+        title={"font": {"size": 13}, "y": 0.985, "yanchor": "top"},
+        margin={"t": 56, "r": 24},
         height=520,
         clickmode="event",
         showlegend=True,

@@ -53,7 +53,7 @@ def draw(history: Mapping[str, History]) -> go.Figure:
     labels = [f"{tick:.5f}".rstrip("0").rstrip(".") for tick in LOSS_TICKS]
     fig.update_yaxes(type="log", tickvals=LOSS_TICKS, ticktext=labels, row=1, col=1)
     fig.update_yaxes(rangemode="tozero", row=1, col=2)
-    fig.update_layout(showlegend=True, legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.3})
+    fig.update_layout(showlegend=True, legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.28})
     apply(fig, content(history))
     return fig
 
@@ -64,7 +64,14 @@ def content(history: Mapping[str, History], title: str = "Training") -> Content:
     rows = [history.get(stage, empty) for stage in STAGES]
     loss = [{"x": np.asarray(h["step"], float), "y": np.asarray(h["loss"], float)} for h in rows]
     error = [{"x": np.asarray(h["step"], float), "y": 100 * np.asarray(h["error"], float)} for h in rows]
-    return Content((*loss, *error), {"title.text": title}, alt=f"{title}: loss and error over the steps.")
+    empty_axes = {
+        "yaxis.range": [-2.5, 0.3],
+        "yaxis2.range": [0, 50],
+        "xaxis.range": [0, 100],
+        "xaxis2.range": [0, 100],
+    }
+    axes = {name.split(".")[0] + ".autorange": True for name in empty_axes} if history else empty_axes
+    return Content((*loss, *error), {"title.text": title, **axes}, alt=f"{title}: loss and error over the steps.")
 
 
 def told(progress: Progress | None, running: bool) -> str:

@@ -26,13 +26,28 @@ class Content:
     alt: str = ""
 
 
-def skeleton(rows: int, columns: int, titles: Sequence[str], axes: Sequence[tuple[str, str]], height: int) -> go.Figure:
-    """An empty grid of panels in the house style. ``axes``: (x title, y title) per panel, row by row."""
-    fig = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=0.36 / rows, horizontal_spacing=0.13)
+def skeleton(
+    rows: int,
+    columns: int,
+    titles: Sequence[str],
+    axes: Sequence[tuple[str, str]],
+    height: int,
+    wide_last: bool = False,
+) -> go.Figure:
+    """An empty grid of panels in the house style. ``axes``: (x title, y title) per panel, row by row.
+
+    ``wide_last``: the last row is one panel.
+    """
+    specs: list[list[Any]] = [[{}] * columns for _ in range(rows)]
+    if wide_last:
+        specs[-1] = [{"colspan": columns}, *[None] * (columns - 1)]
+    fig = make_subplots(
+        rows, columns, subplot_titles=titles, specs=specs, vertical_spacing=0.36 / rows, horizontal_spacing=0.13
+    )
     house = figure("", "", "").layout
     fig.update_layout(template=house.template, font=house.font, paper_bgcolor=house.paper_bgcolor)
-    fig.update_layout(plot_bgcolor=house.plot_bgcolor, margin={"l": 10, "r": 10, "t": 84, "b": 10}, height=height)
-    fig.update_layout(title={"x": 0, "xref": "paper", "font": {"size": 15}, "y": 0.985, "yanchor": "top"})
+    fig.update_layout(plot_bgcolor=house.plot_bgcolor, margin={"l": 10, "r": 24, "t": 84, "b": 10}, height=height)
+    fig.update_layout(title={"x": 0, "xref": "paper", "font": {"size": 13}, "y": 0.985, "yanchor": "top"})
     fig.update_layout(showlegend=False, autosize=True, hoverlabel={"font": {"size": 13}}, bargap=0.05)
     fig.update_annotations(font_size=13)
     for i, (x_title, y_title) in enumerate(axes):

@@ -23,9 +23,9 @@ from kwsbench.models.feedforward import Spotter
 from kwsbench.quantizers import CODEBOOKS, QUANTIZERS
 from kwsbench.quantizers.attach import QuantizedSpotter
 from kwsbench.quantizers.usage import Response, entropy_bits, response
-from kwsbench.reports.explore.artifacts import Shelf
+from kwsbench.reports.explore.artifacts import Shelf, Study
 from kwsbench.reports.explore.panels import Content, apply, skeleton
-from kwsbench.reports.style import INK, PALETTE
+from kwsbench.reports.style import INK, PALETTE, text
 
 SAMPLE = 4096
 BINS = 80
@@ -120,23 +120,31 @@ DISTRIBUTIONS = {
 
 
 def sources(shelf: Shelf) -> dict[str, list[str]]:
-    """What can be looked at: {"synthetic weights": names, "study: system": layers}."""
+    """What can be looked at: {"synthetic weights": names, a system: its layers, ...}."""
     found = {SYNTHETIC: list(DISTRIBUTIONS)}
-    for study in shelf.studies.values():
-        layers = [f"layer{i}" for i in range(len(study.experiment.spec.model.sizes) - 1)]
-        found |= {f"{study.label}: {name}": layers for name in study.systems}
+    for source, (study, _) in _systems(shelf).items():
+        found[source] = [f"layer{i}" for i in range(len(study.experiment.spec.model.sizes) - 1)]
     return found
+
+
+def _systems(shelf: Shelf) -> dict[str, tuple[Study, str]]:
+    """Study and name of every cached system, by what it is called here: with its study where there are several."""
+    return {_source(shelf, study, name): (study, name) for study in shelf.studies.values() for name in study.systems}
+
+
+def _source(shelf: Shelf, study: Study, name: str) -> str:
+    return name if len(shelf.studies) == 1 else f"{name} ({study.label})"
 
 
 def weights_of(shelf: Shelf, source: str, layer: str) -> Weights:
     """The float weights of a layer: of a quantized system those behind its codes, as it trained them."""
     if source == SYNTHETIC:
         return synthetic(layer)
-    for study in shelf.studies.values():
-        for name, system in study.systems.items():
-            if f"{study.label}: {name}" == source:
-                return _layer(study.experiment.model(system), int(layer.removeprefix("layer")), f"{name}, {layer}")
-    raise ValueError(f"nothing is cached under the name {source!r}")
+    if source not in _systems(shelf):
+        raise ValueError(f"nothing is cached under the name {source!r}; there is {', '.join(sources(shelf))}")
+    study, name = _systems(shelf)[source]
+    model = study.experiment.model(study.systems[name])
+    return _layer(model, int(layer.removeprefix("layer")), f"{name}, {layer}")
 
 
 def float_weights(model: Spotter) -> list[np.ndarray]:
@@ -259,12 +267,12 @@ def content(v: QuantizerView) -> Content:
     """The data of the panels."""
     s, clip = v.state, v.state.clip * v.largest
     window = [1.08 * x for x in (-v.largest, v.largest)]
-    scale = f"one scale per {'row' if s.per_channel else 'tensor'}"
+    scale = "per row" if s.per_channel else "per tensor"
     told = (
         f"{v.sqnr_db:.1f} dB SQNR, {v.codes_used} of {len(v.codes)} codes used, entropy {v.entropy_bits:.2f} bits, "
-        f"{v.clipped_percent:.2g}% clipped"
+        f"{v.clipped_percent:.2g}% of weights clipped"
     )
-    title = f"{v.name}: {s.bits}-bit {s.method}, {scale}, range {s.clip:.2f} of the largest weight"
+    title = f"{text(v.name)} on {s.bits}-bit {s.method}, scale {scale}, range {s.clip:.2f} × largest"
     here = min(v.sqnr_by_bits[s.bits - 1], 200.0)
     return Content(
         (

@@ -130,7 +130,7 @@ class Resources:
         sizes = [w.size for w in self.weights]
         return ResourceView(
             state,
-            tuple(f"layer{i}" for i in range(len(sizes))),
+            tuple(str(i) for i in range(len(sizes))),
             np.array([packed_bytes(w.shape, b) for w, b in zip(self.weights, state.bits, strict=True)]),
             sqnr,
             -10 * float(np.log10(np.sum(10 ** (-sqnr / 10)))),
@@ -173,26 +173,25 @@ class Resources:
 def draw(v: ResourceView) -> go.Figure:
     """Bytes per layer, modelled noise per layer, and what was measured over bytes."""
     fig = skeleton(
-        1,
-        3,
-        ("Packed weights", "Weight noise (modelled)", "Measured by the integer kernel"),
-        (("", "kilobytes"), ("", "SQNR (dB)"), ("kilobytes in all", "FRR (%), test split")),
-        height=400,
+        2,
+        2,
+        ("Packed weights", "Weight noise (modelled)", "Integer kernel on the test split (measured, 95% intervals)"),
+        (("layer", "kilobytes"), ("layer", "SQNR (dB)"), ("kilobytes per stream", "FRR (%)")),
+        height=600,
+        wide_last=True,
     )
-    fig.add_bar(name="packed", marker={"color": PALETTE[0]}, texttemplate="%{customdata} bits", row=1, col=1)
-    fig.add_bar(name="SQNR", marker={"color": PALETTE[4]}, row=1, col=2)
+    label = {"texttemplate": "%{customdata} bits", "textposition": "outside", "cliponaxis": False}
+    fig.add_bar(name="packed", marker={"color": PALETTE[0]}, showlegend=False, textfont_size=11, row=1, col=1, **label)
+    fig.add_bar(name="SQNR", marker={"color": PALETTE[4]}, showlegend=False, row=1, col=2)
     hover = "%{text}<br>%{x:.1f} kB, FRR %{y:.1f}%<br>FDR %{customdata[0]:.1f}%, %{customdata[1]:.3g} FA/h"
-    error = {"type": "data", "symmetric": False, "thickness": 1.2}
-    for name, row in (("stage 2", 2), ("post-training", 1)):
-        marker = {"color": PALETTE[row], "size": 10, "symbol": "circle" if row == 1 else "square"}
-        fig.add_scatter(
-            name=name, mode="markers", marker=marker, error_y=error, hovertemplate=hover, showlegend=True, row=1, col=3
-        )
-    fig.add_scatter(
-        name="these widths", mode="lines", line={"color": PALETTE[3], "dash": "dot"}, showlegend=True, row=1, col=3
-    )
+    error = {"type": "data", "symmetric": False, "thickness": 1.2, "width": 3}
+    for name, colour, symbol in (("stage 2", PALETTE[2], "square"), ("post-training", PALETTE[1], "circle")):
+        marker = {"color": colour, "size": 10, "symbol": symbol}
+        fig.add_scatter(name=name, mode="markers", marker=marker, error_y=error, hovertemplate=hover, row=2, col=1)
+    fig.add_scatter(name="these widths", mode="lines", line={"color": PALETTE[3], "dash": "dot"}, row=2, col=1)
     fig.update_yaxes(rangemode="tozero")
-    fig.update_layout(showlegend=True, legend={"orientation": "h", "x": 1, "xanchor": "right", "y": -0.16})
+    fig.update_xaxes(rangemode="tozero", row=2, col=1)
+    fig.update_layout(showlegend=True, legend={"orientation": "h", "x": 0, "y": -0.11, "font": {"size": 12}})
     apply(fig, content(v))
     return fig
 
@@ -217,10 +216,12 @@ def content(v: ResourceView) -> Content:
     here = v.total_bytes / 1000
     top = max([100 * m.point.frr_high95 for m in v.measured], default=10.0)
     share = v.float32_bytes / max(1, int(v.layer_bytes.sum()))
+    weights = v.layer_bytes.sum() / 1000
     told = (
-        f"{here:.1f} kB per stream, {v.layer_bytes.sum() / 1000:.1f} of it weights, {share:.1f} times fewer than "
-        f"float32; {v.macs:,} MACs per frame, {v.sqnr_db:.1f} dB modelled"
+        f"{weights:.1f} kB of weights ({share:.1f} × less than float32), {v.macs:,} MACs per frame, "
+        f"{v.sqnr_db:.1f} dB modelled"
     )
+    title = f"A width per layer, {text(v.state.method)}: {here:.1f} kB per stream"
     return Content(
         (
             {"x": v.layers, "y": v.layer_bytes / 1000, "customdata": list(v.state.bits)},
@@ -228,6 +229,6 @@ def content(v: ResourceView) -> Content:
             *points,
             {"x": [here, here], "y": [0, top]},
         ),
-        {"title.text": f"A width per layer, {v.state.method}<br><b>{told}</b>"},
-        alt=f"Bytes and weight noise of each layer: {told}.",
+        {"title.text": f"{title}<br><b>{told}</b>", "xaxis.type": "category", "xaxis2.type": "category"},
+        alt=f"{title}: {told}.",
     )

@@ -92,7 +92,7 @@ def resource_explorer(shelf: Shelf, live: bool) -> resources.ResourceView | None
         "*modelled* from the weights alone, the points are measured on the test split with 95% intervals.",
     )
     rows = [
-        {"layer": name, "width_bits": bits, "packed_bytes": int(size), "sqnr_db": float(db)}
+        {"layer": f"layer{name}", "width_bits": bits, "packed_bytes": int(size), "sqnr_db": float(db)}
         for name, bits, size, db in zip(v.layers, v.state.bits, v.layer_bytes, v.layer_sqnr_db, strict=True)
     ]
     basis = {"packed_bytes": "measured", "sqnr_db": "modelled"}

@@ -25,9 +25,9 @@ from kwsbench.training import background
 from kwsbench.training.background import Job
 
 WIDE = w.Layout(width="100%")
-CONTROLS = w.Layout(flex="0 0 330px", width="330px", overflow="visible")
+CONTROLS = w.Layout(flex="0 0 348px", width="348px", overflow="visible")
 FIGURE = w.Layout(flex="1 1 480px", min_width="420px")
-STYLE = {"description_width": "128px"}
+STYLE = {"description_width": "132px"}
 POLL_SECONDS = 0.5
 
 
@@ -39,8 +39,21 @@ def _dropdown(description: str, options: Any, **rest: Any) -> w.Dropdown:
     return w.Dropdown(description=description, options=options, layout=WIDE, style=STYLE, **rest)
 
 
+def _html_table() -> w.HTML:
+    widget = w.HTML(layout=WIDE)
+    widget.add_class("jp-RenderedHTMLCommon")  # the look of tables in JupyterLab
+    return widget
+
+
 def _button(description: str, icon: str, tip: str) -> w.Button:
     return w.Button(description=description, icon=icon, tooltip=tip, layout=w.Layout(width="auto"))
+
+
+def _live(figure: go.Figure) -> go.FigureWidget:
+    """The figure as a widget. No bar of buttons over its title: a double click resets a zoom."""
+    widget = go.FigureWidget(figure)
+    widget._config = {"displayModeBar": False, "responsive": True}
+    return widget
 
 
 def _side_by_side(controls: list[w.Widget], figure: go.FigureWidget) -> w.Box:
@@ -102,7 +115,7 @@ class QuantizerExplorer(_Explorer):
         self.weights = quantizer.weights_of(shelf, first, self.layer.value)
         self._take_trained()
         self.view = quantizer.view(self.weights, self.state)
-        self.figure = go.FigureWidget(quantizer.draw(self.view))
+        self.figure = _live(quantizer.draw(self.view))
         self.on(self.source, self._other_source)
         self.on(self.layer, self._other_weights)
         for control in (self.method, self.bits, self.clip, self.per_channel):
@@ -163,20 +176,20 @@ class DetExplorer(_Explorer):
         )
         frame_ms = 1000 * self.detections.scores(first.inspected).frame_seconds
         self.smoothing = _slider(
-            w.IntSlider, f"smoothing (× {frame_ms:.0f} ms)", "frames averaged", min=1, max=20,
+            w.IntSlider, "smoothing (frames)", f"frames of {frame_ms:.0f} ms that are averaged", min=1, max=20,
             value=first.smoothing_frames,
         )  # fmt: skip
         self.refractory = _slider(
             w.FloatSlider, "refractory time (s)", "deaf for so long after an event", min=0.1, max=3, step=0.1,
             value=first.refractory_seconds,
         )  # fmt: skip
-        self.table = w.HTML(layout=WIDE)
+        self.table = _html_table()
         self.kind = w.ToggleButtons(options=["misses", "false accepts"], style={"button_width": "120px"})
         self.mistakes = w.Select(rows=6, layout=WIDE)
         self.play = _button("play the mixture", "play", "the audio as the test set heard it")
-        self.audio = w.Audio(value=b"", autoplay=False, loop=False, layout=w.Layout(width="100%", display="none"))
+        self.player = w.VBox(layout=WIDE)  # empty until something is played
         self.view = self.detections.view(self.state)
-        self.figure = go.FigureWidget(det.draw(self.view))
+        self.figure = _live(det.draw(self.view))
         self._show_point()
         for control in (self.threshold, self.smoothing, self.refractory):
             self.on(control, self.update)
@@ -187,7 +200,7 @@ class DetExplorer(_Explorer):
         for i, trace in enumerate(self.figure.data[det.MAX_SYSTEMS : 2 * det.MAX_SYSTEMS]):
             trace.on_click(functools.partial(self._clicked, i))
         controls = [self.systems, self.inspected, self.threshold, self.smoothing, self.refractory, self.kind]
-        controls += [self.mistakes, self.play, self.audio, self.status]
+        controls += [self.mistakes, self.play, self.player, self.status]
         self.widget = w.VBox([_side_by_side(controls, self.figure), self.table])
 
     @property
@@ -221,9 +234,8 @@ class DetExplorer(_Explorer):
             self.tell("choose a clip in the list first")
             return
         mistake = chosen[self.mistakes.value]
-        self.audio.value = det.wav_bytes(self.detections.audio(mistake))
-        self.audio.autoplay = True
-        self.audio.layout.display = ""
+        sound = det.wav_bytes(self.detections.audio(mistake))
+        self.player.children = [w.Audio(value=sound, format="wav", autoplay=True, loop=False, layout=WIDE)]
         self.tell(f"as the test set heard it: {mistake.path}")
 
     def _other_systems(self) -> None:
@@ -262,7 +274,7 @@ class ResourceExplorer(_Explorer):
         first = self.resources.start()
         self.method = _dropdown("method", list(QUANTIZERS), value=first.method)
         self.bits = [
-            _slider(w.IntSlider, f"layer{i}, {rows}×{columns} (bits)", "bits per weight", min=1, max=8, value=b)
+            _slider(w.IntSlider, f"layer{i} (bits)", f"bits per weight of {rows} × {columns}", min=1, max=8, value=b)
             for i, (b, (rows, columns)) in enumerate(
                 zip(first.bits, (m.shape for m in self.resources.weights), strict=True)
             )
@@ -270,9 +282,9 @@ class ResourceExplorer(_Explorer):
         self.measure = _button(
             "measure with the integer kernel", "play", "quantize without training, lower, score the whole test split"
         )
-        self.table = w.HTML(layout=WIDE)
+        self.table = _html_table()
         self.view = self.resources.view(self.state)
-        self.figure = go.FigureWidget(resources.draw(self.view))
+        self.figure = _live(resources.draw(self.view))
         for control in (self.method, *self.bits):
             self.on(control, self.update)
         self.measure.on_click(self.guarded(self._measure))
@@ -312,7 +324,7 @@ class TrainingMonitor(_Explorer):
         self.train = _button("train / resume", "play", "goes on from the last checkpoint")
         self.stop = _button("stop", "stop", "finishes the step and writes a checkpoint")
         self.bar = w.FloatProgress(min=0, max=100, description="done (%)", layout=WIDE, style=STYLE)
-        self.figure = go.FigureWidget(monitor.draw({}))
+        self.figure = _live(monitor.draw({}))
         self.following: asyncio.Task | None = None
         self.train.on_click(self.guarded(self._train))
         self.stop.on_click(self.guarded(self._stop))
