@@ -130,11 +130,11 @@ def test_columns_are_sorted_by_keyboard_and_missing_values_stand_last(sweep, bro
     assert browser.execute_script(heads) == ["ascending"]
     rates = "return [...document.querySelectorAll('.runs tbody tr')].map((r) => r.cells[4].textContent.trim())"
     values = browser.execute_script(rates)
-    assert [float(v) for v in values[:10]] == sorted(float(v) for v in values[:10]) and values[10:] == ["–", "–"]
+    assert len(set(rising)) == 12 and values[10:] == ["–", "–"]
+    assert [float(v) for v in values[:10]] == sorted(float(v) for v in values[:10])
     button.send_keys(Keys.SPACE)
     assert browser.execute_script(heads) == ["descending"]
-    falling = browser.execute_script(ROWS)
-    assert falling[:10] == rising[:10][::-1] and browser.execute_script(rates)[10:] == ["–", "–"]
+    assert browser.execute_script(rates) == values[9::-1] + ["–", "–"]
     head(browser, "run").click()
     assert browser.execute_script(heads) == ["ascending"]
     assert browser.execute_script(ROWS)[0] == "04-09", "1 bit, seed 0"
@@ -207,6 +207,7 @@ def test_sound_plays(sweep, browser):
     wait(browser, "document.querySelector('audio').readyState >= 1")
     assert browser.execute_script("return document.querySelector('audio').duration") == pytest.approx(0.5, abs=0.01)
     assert browser.execute_script("return document.querySelector('audio').getAttribute('aria-label')") == "a tone"
+    find(browser, "h1").click()  # browsers let a page play only to someone who is there
     played = browser.execute_async_script(
         """
         const done = arguments[arguments.length - 1], player = document.querySelector('audio');
@@ -269,10 +270,9 @@ def test_paper_is_light_and_holds_every_figure_and_table(sweep, browser):
     pages = len(re.findall(rb"/Type\s*/Page\b", document))
     assert 1 <= pages <= 2
     drawn = b"".join(_streams(document))
-    light = rb"0\.10\d+ 0\.12\d+ 0\.14\d+ (?:rg|RG)"  # the ink of light paper, rgb(27, 31, 36)
-    assert re.search(light, drawn), "text is dark though the reader's screen is"
-    curve = rb"0 \.?0?\.44\d+ \.?0?\.69\d+ (?:rg|RG)|0\.12\d+ 0\.46\d+ 0\.70\d+ (?:rg|RG)"
-    assert re.search(curve, drawn), "the curve is on paper"
+    assert b".1059 .1216 .1412 rg" in drawn, "text has the ink of light paper, rgb(27, 31, 36)"
+    assert b".8941 .9098 .9255 rg" not in drawn, "and not that of a dark screen"
+    assert b".1216 .4667 .7059 RG" in drawn, "the curve is on paper, in Plotly's first colour"
     wait(browser, "getComputedStyle(document.querySelector('.plot .xtick text')).fill === 'rgb(228, 232, 236)'")
     assert browser.execute_script("return document.querySelectorAll('details[open]').length") == 0
     assert_quiet(browser)

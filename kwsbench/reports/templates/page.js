@@ -69,7 +69,10 @@ window.kwsbench = (() => {
       };
       if (entries > 1) layout.height += 22 * entries;
     }
-    if (printing) layout.width = PRINT_PX;
+    if (printing) {
+      layout.width = PRINT_PX;
+      layout.height = Math.round(0.8 * layout.height); // two to a page
+    }
     return { data, layout };
   };
 
