@@ -30,7 +30,7 @@ from pathlib import Path
 from kwsbench.files import locked, remove_leftovers, write_text
 from kwsbench.reports.notebooks import DEAD_KERNEL
 from kwsbench.reports.status import Failure, RunStatus
-from kwsbench.sweeps.job import BUSY, CHANGED, FINAL, INTERRUPTED, LOG, UNWRITABLE, Order, known_status
+from kwsbench.sweeps.job import BUSY, CHANGED, FINAL, INTERRUPTED, LOG, NO_PLACE, UNWRITABLE, Order, known_status
 from kwsbench.sweeps.pool import Ended, Pool
 from kwsbench.sweeps.spec import Run, Sweep
 
@@ -178,11 +178,15 @@ class _Work:
 
     def _begin(self, name: str) -> None:
         run, sweep = self.runs[name], self.sweep
+        try:
+            source = keep_source(sweep, run)
+        except OSError as error:
+            raise _stopped(error, sweep.out) from error
         order = Order(
             out=str(sweep.out),
             name=name,
             notebook=str(run.notebook.absolute()),
-            source=str(keep_source(sweep, run)),
+            source=str(source),
             title=run.title,
             profile=sweep.profile,
             parameters=run.parameters,
@@ -242,9 +246,7 @@ class _Work:
                 status.save(folder / "status.json")
                 return status
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise SweepStopped(_no_place(self.sweep.out)) from error
-            raise
+            raise _stopped(error, self.sweep.out) from error
 
     def _never_begun(self, name: str) -> RunStatus:
         run = self.runs[name]
@@ -332,6 +334,10 @@ def _unfinished(status: RunStatus) -> bool:
 def _out_of_space(failure: Failure) -> bool:
     """Whether the disk is to blame, in the words of the system: libraries wrap its error in kinds of their own."""
     return any(os.strerror(number) in failure.message for number in (errno.ENOSPC, errno.EDQUOT))
+
+
+def _stopped(error: OSError, out: Path) -> Exception:
+    return SweepStopped(_no_place(out)) if error.errno in NO_PLACE else error
 
 
 def _no_place(out: Path) -> str:
