@@ -216,7 +216,7 @@ def check_threads(setting: Setting) -> Finding:
         return Finding("threads", "note", found, why, f"export OMP_NUM_THREADS={cores}")
     if jobs > cores:
         found = f"{found}; {jobs} jobs at once are more than the cores"
-        return Finding("threads", "note", found, why, f"kwsbench doctor --jobs {cores}")
+        return Finding("threads", "note", found, why, f"kwsbench sweep SPEC.yaml --jobs {cores}")
     if jobs * each > cores:
         found = f"{found}; {jobs} jobs of {each} threads"
         return Finding("threads", "note", found, why, f"export OMP_NUM_THREADS={max(1, cores // jobs)}")

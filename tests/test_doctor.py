@@ -269,7 +269,7 @@ def test_threads_that_fit(here, calm):
     [
         ({"OMP_NUM_THREADS": "16"}, 1, "export OMP_NUM_THREADS=4"),
         ({"OMP_NUM_THREADS": "4"}, 2, "export OMP_NUM_THREADS=2"),
-        ({}, 9, "kwsbench doctor --jobs 4"),
+        ({}, 9, "kwsbench sweep SPEC.yaml --jobs 4"),
         ({"GOMP_SPINCOUNT": "300000"}, 1, "export GOMP_SPINCOUNT=1000"),
         ({"GOMP_SPINCOUNT": "infinity"}, 1, "export GOMP_SPINCOUNT=1000"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, 1, "unset OMP_WAIT_POLICY"),

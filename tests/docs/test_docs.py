@@ -131,6 +131,27 @@ def test_every_how_to_has_its_four_parts():
         assert "## What can go wrong" in text and "you should see" in text.lower(), label(page)
 
 
+def test_the_sweep_page_names_every_key():
+    from kwsbench.sweeps.spec import COMBINING, KEYS
+
+    text = (ROOT / "docs" / "howto" / "sweep.md").read_text(encoding="utf-8")
+    table = text[text.index("| key |") : text.index("## 2.")]
+    missing = [key for key in (*KEYS, *COMBINING) if f"`{key}`" not in table]
+    assert not missing, f"docs/howto/sweep.md does not explain {missing}"
+
+
+def test_the_table_of_profiles_is_that_of_the_code():
+    from kwsbench.training.experiment import PROFILES
+
+    text = (ROOT / "docs" / "howto" / "gpu-and-full-corpora.md").read_text(encoding="utf-8")
+    steps = [
+        f"{p.float_stage.steps}, {p.stage_one.steps}, {p.stage_two.steps}"
+        for p in (PROFILES[name] for name in ("smoke", "default", "full"))
+    ]
+    assert f"| training steps (float, stage 1, stage 2) | {' | '.join(steps)} |" in text
+    assert f"| seeds | {' | '.join(str(len(PROFILES[n].seeds)) for n in ('smoke', 'default', 'full'))} |" in text
+
+
 def test_the_index_names_every_page():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     for page in PAGES[1:]:
