@@ -25,7 +25,7 @@ from kwsbench.arithmetic.fixedpoint import REQUANTIZE
 from kwsbench.data.batches import FeatureBank, LabelRule, bank_path, build_bank
 from kwsbench.data.corpora import NOISE, Corpus, open_corpus
 from kwsbench.data.mixing import MixRecipe, training_recipe
-from kwsbench.data.synth import RECIPES, synthesize
+from kwsbench.data.synth import profile_recipe, synthesize
 from kwsbench.features.lfbe import LfbeConfig
 from kwsbench.files import check_writable, locked, set_aside, write_json
 from kwsbench.integer import run as integer_run
@@ -150,7 +150,7 @@ def open_experiment(
         train_mix = training_recipe(MixRecipe(snr_db=(5.0, 30.0)))
         eval_mix = MixRecipe(snr_db=(10.0, 30.0))
     else:
-        recipe = replace(RECIPES["smoke" if profile == "smoke" else "default"], keyword=keyword)
+        recipe = profile_recipe(profile, keyword)
         data = str(synthesize(recipe, root / "corpora", workers, progress).root)
         train_mix, eval_mix = training_recipe(MixRecipe()), MixRecipe()
     spec = ExperimentSpec(
