@@ -142,6 +142,7 @@ def report_command(
 
     Example: kwsbench report 03_stage_one 04_stage_two --single-file two.html
     """
+    from kwsbench.reports.page import page_sizes
     from kwsbench.reports.run_folder import find_runs
     from kwsbench.reports.sharing import share_folder
     from kwsbench.reports.sharing import single_file as write_single_file
@@ -151,7 +152,10 @@ def report_command(
     folders = find_runs(runs, of)
     compare = (folders[0], folders[1]) if len(folders) == 2 else None
     if out is not None:
-        print(share_folder(folders, out, compare))
+        index = share_folder(folders, out, compare)
+        for name, size in page_sizes(out).items():
+            print(f"{size / 1000:8.1f} kB  {name}")
+        print(index)
     if single_file is not None:
         print(write_single_file(folders, single_file, compare))
 

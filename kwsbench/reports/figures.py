@@ -391,7 +391,7 @@ def sqnr_figure(
     bits: Sequence[int], curves: Mapping[str, Sequence[float]], title: str = "Signal to quantization noise"
 ) -> go.Figure:
     """SQNR in dB over the width, one line per method."""
-    fig = figure(title, "bits", "SQNR (dB)")
+    fig = figure(title, "width (bits)", "SQNR (dB)")
     _add_lines(fig, list(bits), curves)
     fig.update_xaxes(dtick=1)
     return fig
@@ -428,9 +428,9 @@ def training_figure(histories: Mapping[str, Mapping[str, Sequence[float]]], titl
     # Plotly's own ticks between decades would be bare digits.
     ticks = [digit * 10.0**decade for decade in range(-6, 3) for digit in (1, 2, 5)]
     labels = [f"{tick:.6f}".rstrip("0").rstrip(".") for tick in ticks]
-    fig.update_yaxes(title_text="loss", type="log", tickvals=ticks, ticktext=labels, row=1, col=1)
+    fig.update_yaxes(title_text="loss (nats)", type="log", tickvals=ticks, ticktext=labels, row=1, col=1)
     fig.update_yaxes(title_text="wrong windows (%)", rangemode="tozero", row=2, col=1)
-    fig.update_xaxes(title_text="step", row=2, col=1)
+    fig.update_xaxes(title_text="training step", row=2, col=1)
     fig.update_layout(height=HEIGHT_PX + 100)
     return fig
 
@@ -553,7 +553,7 @@ def feature_heatmap(
     features = np.asarray(features, np.float64)
     factor = max(1, -(-len(features) // MAX_COLUMNS))
     pooled = np.stack([_block_means(band, MAX_COLUMNS) for band in features.T])
-    fig = figure(title, "time (s)", "mel band")
+    fig = figure(title, "time (s)", "mel band (from 0)")
     fig.add_heatmap(
         z=_compact(pooled),
         x0=frame_seconds * factor / 2,

@@ -116,6 +116,12 @@ def read_runs(out_dir: Path, names: Sequence[str] | None = None) -> tuple[tuple[
     return tuple(runs), tuple(unreadable)
 
 
+def page_sizes(out_dir: Path) -> dict[str, int]:
+    """Bytes of each page of a report, scripts and sounds not counted, the largest first."""
+    sizes = {path.name: path.stat().st_size for path in out_dir.glob("*.html")}
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
 def load_statuses(out_dir: Path) -> tuple[RunStatus, ...]:
     """The statuses of a report's runs, by name; those that cannot be read are left out."""
     return tuple(run.status for run in read_runs(out_dir)[0])

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from kwsbench.reports.notebooks import notebook_title, read_notebook, run_all
-from kwsbench.reports.page import render_page
+from kwsbench.reports.page import render_page, write_report
 from kwsbench.reports.parameters import declared_parameters
 from kwsbench.reports.show import PLOTLY_MIME
 from kwsbench.reports.status import RunStatus
+from tests.reports.pages import assert_quiet, open_page, wait
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
@@ -29,6 +30,13 @@ NAMES = [
     "99_explore",
 ]
 LINES_OF_A_CELL = 25
+PAGE_BYTES = 100_000
+UNIT = re.compile(r"\((?:.*, )?(%.*|dB|dBFS|s|kHz|kB|nats|bits|thousands|full scale 1|from 0)\)$|per hour")
+DIMENSIONLESS = {
+    "code", "label", "layer", "number of clips", "std(P)", "system", "trained tensor (w or P)", "trained tensor P",
+    "training step", "weight", "weights", "d quantized / d trained", "quantized weight / largest level",
+    "(quantized - latent) / largest level",
+}  # fmt: skip
 
 
 @pytest.fixture(params=PATHS, ids=lambda p: p.stem)
@@ -121,6 +129,7 @@ class Executed:
         self.key = self.status.key_figures
         self.figures = [o.data[PLOTLY_MIME] for o in shown if PLOTLY_MIME in o.data]
         self.tables = [o.data["text/html"] for o in shown if o.data.get("text/plain") == "[table]"]
+        self.sounds = [o for o in shown if o.metadata.get("kwsbench", {}).get("role") == "audio"]
         self.captions = [o.data["text/plain"] for o, is_caption in zip(shown, captions) if is_caption]
         self.text = "\n".join(
             o.data["text/markdown"] for o, caption in zip(shown, captions) if "text/markdown" in o.data and not caption
@@ -150,16 +159,65 @@ def run(report):
 def test_every_figure_and_table_is_captioned_and_every_page_renders(run, name):
     e = run(name)
     assert e.figures and e.tables and e.key
-    assert len(e.captions) == len(e.figures) + len(e.tables)
+    assert len(e.captions) == len(e.figures) + len(e.tables) + len(e.sounds)
     assert all(len(caption) > 20 for caption in e.captions)
     for figure in e.figures:
-        axes = [v for k, v in figure["layout"].items() if k.startswith(("xaxis", "yaxis"))]
-        assert any(a.get("title", {}).get("text") for a in axes), "axes say what they show"
+        assert figure["layout"]["meta"]["alt"] and figure["layout"]["title"]["text"]
+        for key, axis in figure["layout"].items():
+            if key.startswith(("xaxis", "yaxis")) and not axis.get("matches"):  # a shared axis is titled once
+                title = axis.get("title", {}).get("text", "")
+                assert UNIT.search(title) or title in DIMENSIONLESS, (figure["layout"]["title"]["text"], key, title)
     assert all(math.isfinite(v) for v in e.key.values() if isinstance(v, float))
     page = render_page(e.notebook, e.status)
     assert "bad-math" not in page and page.count('class="plot"') == len(e.figures)
     if name != NAMES[0]:
         assert "**synthetic**" in e.text and "**illustrative**" in e.text
+
+
+def test_pages_are_small_and_the_command_prints_their_sizes(report, capsys, tmp_path):
+    from kwsbench.cli import app
+
+    with pytest.raises(SystemExit) as stopped:
+        app(["report", str(report), "--out", str(tmp_path / "shared")])
+    assert stopped.value.code == 0
+    printed = re.findall(r"^ *([\d.]+) kB {2}(\S+)$", capsys.readouterr().out, re.M)
+    assert {name for _, name in printed} == {"index.html", *(f"{name}.html" for name in NAMES)}
+    for size, name in printed:
+        assert float(size) <= PAGE_BYTES / 1000, name
+        assert (tmp_path / "shared" / name).stat().st_size == pytest.approx(1000 * float(size), abs=51)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", NAMES)
+def test_every_plot_and_formula_is_drawn_and_sound_loads(report, browser, name):
+    """Each page once: half of them narrow and dark."""
+    write_report(report)
+    e = Executed(report, name)
+    width, scheme = (390, "dark") if int(name[1]) % 2 else (1440, "light")
+    open_page(browser, report / f"{name}.html", width, scheme)
+    seen = browser.execute_script(
+        """
+        const box = (e) => e.getBoundingClientRect();
+        return {
+          plots: [...document.querySelectorAll('.plot[data-drawn] .main-svg')].map((e) => e.closest('.plot')).length,
+          empty: [...document.querySelectorAll('.plot')].filter((p) => !p.querySelector('.trace, image')).length,
+          math: [...document.querySelectorAll('math')].filter((m) => box(m).width < 2 || box(m).height < 2).length,
+          alt: [...document.querySelectorAll('.plot, img, audio')].filter((e) =>
+            !(e.getAttribute('aria-label') || e.alt || '').trim()).length,
+          page: document.documentElement.scrollWidth,
+          drawn: document.querySelectorAll('.plot[data-drawn]').length,
+        }
+        """
+    )
+    assert seen["drawn"] == len(e.figures) and seen["plots"] >= len(e.figures)
+    assert (seen["empty"], seen["math"], seen["alt"]) == (0, 0, 0)
+    assert seen["page"] <= width
+    for i in range(len(e.sounds)):
+        wait(browser, f"document.querySelectorAll('audio')[{i}].readyState >= 1")
+        assert browser.execute_script(f"return document.querySelectorAll('audio')[{i}].duration") > 0.3
+    if name in (NAMES[1], NAMES[3]):
+        assert len(e.sounds) >= 2
+    assert_quiet(browser)
 
 
 def test_01_measures_what_theory_says(run):

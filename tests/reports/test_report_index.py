@@ -134,7 +134,7 @@ def test_columns_are_sorted_by_keyboard_and_missing_values_stand_last(sweep, bro
     assert [float(v) for v in values[:10]] == sorted(float(v) for v in values[:10])
     button.send_keys(Keys.SPACE)
     assert browser.execute_script(heads) == ["descending"]
-    assert browser.execute_script(rates) == values[9::-1] + ["–", "–"]
+    assert browser.execute_script(rates) == [*values[9::-1], "–", "–"]
     head(browser, "run").click()
     assert browser.execute_script(heads) == ["ascending"]
     assert browser.execute_script(ROWS)[0] == "04-09", "1 bit, seed 0"

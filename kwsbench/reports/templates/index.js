@@ -112,7 +112,10 @@
     const keep = able.some((run) => before.has(run.name));
     able.forEach((run, i) => box("overlay-runs", run.name, run.label, keep ? before.has(run.name) : i < 3));
     const kept = systems.some((system) => old.has(system));
-    systems.forEach((system, i) => box("overlay-systems", system, system, kept ? old.has(system) : i < 6));
+    // At first the ends of the path: float, and everything quantized.
+    const ends = new Set(able.flatMap((run) => run.systems.filter((s) => /^(float|stage_two)$/.test(s.kind)).map((s) => s.system)));
+    const first = (ends.size ? systems.filter((system) => ends.has(system)) : systems).slice(0, 6);
+    for (const system of systems) box("overlay-systems", system, system, kept ? old.has(system) : first.includes(system));
     drawOverlay();
   };
   const drawOverlay = () => {
