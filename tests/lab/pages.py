@@ -93,12 +93,15 @@ class Page:
         """Title and data of every plot, in order."""
         return self.browser.execute_script(PLOTS)
 
-    def sliders(self) -> dict[str, Any]:
-        """Every slider's handle by its description."""
-        return {
-            box.find_element(By.CSS_SELECTOR, ".widget-label").text: box.find_element(By.CSS_SELECTOR, ".noUi-handle")
-            for box in self.select(".jp-NotebookPanel .widget-slider")
-        }
+    def sliders(self) -> list[tuple[str, Any]]:
+        """Description and handle of every slider, in order."""
+        boxes = self.select(".jp-NotebookPanel .widget-slider")
+        label, handle = ".widget-label", ".noUi-handle"
+        return [(b.find_element(By.CSS_SELECTOR, label).text, b.find_element(By.CSS_SELECTOR, handle)) for b in boxes]
+
+    def drawn(self, count: int) -> None:
+        """Wait until so many plots hold data."""
+        self.until(lambda: sum(any(t["x"] for t in p["data"]) for p in self.plots()) >= count, f"{count} plots")
 
     def by_keyboard(self, handle: Any, key: str = Keys.ARROW_RIGHT) -> None:
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", handle)

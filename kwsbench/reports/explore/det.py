@@ -31,7 +31,8 @@ MAX_SYSTEMS = 6
 MAX_POINTS = 200
 MAX_ERRORS = 200
 KEPT_CURVES = 256
-CONTEXT_SECONDS = (2.0, 1.0)  # heard before and after a false accept in a long recording
+CONTEXT_SECONDS = (2.0, 1.0)  # heard before and after a mistake in a recording longer than WHOLE_SECONDS
+WHOLE_SECONDS = 4.0
 HIGHEST_FRR = 0.5  # in view
 
 
@@ -155,7 +156,7 @@ class Detections:
         clips = {c.path: c for c in self.study.experiment.corpus.select(split="test")}
         audio = self.mixer.mix(clips[mistake.path]).audio
         before, after = CONTEXT_SECONDS
-        if len(audio) <= 2 * (before + after) * SAMPLE_RATE:
+        if len(audio) <= WHOLE_SECONDS * SAMPLE_RATE:
             return audio
         start = max(0, int((mistake.seconds - before) * SAMPLE_RATE))
         return audio[start : int((mistake.seconds + after) * SAMPLE_RATE)]

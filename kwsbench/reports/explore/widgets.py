@@ -29,6 +29,8 @@ CONTROLS = w.Layout(flex="0 0 348px", width="348px", overflow="visible")
 FIGURE = w.Layout(flex="1 1 480px", min_width="420px")
 STYLE = {"description_width": "132px"}
 POLL_SECONDS = 0.5
+# Plotly measures its container, which would otherwise grow with the plot.
+FIT = "<style>.kwsbench-figure > .js-plotly-plot { flex: 1 1 0; min-width: 0; width: 100%; }</style>"
 
 
 def _slider(kind: type, description: str, tip: str, **rest: Any) -> Any:
@@ -58,7 +60,10 @@ def _live(figure: go.Figure) -> go.FigureWidget:
 
 def _side_by_side(controls: list[w.Widget], figure: go.FigureWidget) -> w.Box:
     box = w.Box([figure], layout=FIGURE)
-    return w.Box([w.VBox(controls, layout=CONTROLS), box], layout=w.Layout(flex_flow="row wrap", width="100%"))
+    box.add_class("kwsbench-figure")
+    style = w.HTML(FIT, layout=w.Layout(display="none"))
+    row = [style, w.VBox(controls, layout=CONTROLS), box]
+    return w.Box(row, layout=w.Layout(flex_flow="row wrap", width="100%"))
 
 
 class _Explorer:

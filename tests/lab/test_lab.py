@@ -1,0 +1,140 @@
+"""JupyterLab as `kwsbench lab` starts it, in a real browser: every slider by keyboard and by mouse, nothing off-site."""
+
+from __future__ import annotations
+
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from kwsbench import lab
+from kwsbench.lab import HOST, free_port, serving
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pages import Page
+
+SLIDERS = [
+    *("width (bits)", "range (× largest)"),
+    *("threshold (log odds)", "smoothing (frames)", "refractory time (s)"),
+    *(f"layer{i} (bits)" for i in range(5)),
+    "width (bits)",
+]
+# Which plot of the page a slider moves.
+PLOT_OF = [0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def explore(browser, server):
+    page = Page(browser, server, "99_explore.ipynb")
+    page.run_all()
+    page.drawn(3)
+    return page
+
+
+def changes(page, plot, act) -> bool:
+    """Whether the data or title of a plot changes after an action."""
+    before = page.plots()[plot]
+    act()
+    page.until(lambda: page.plots()[plot] != before, f"plot {plot} to change", 30)
+    return True
+
+
+@pytest.mark.browser
+def test_every_slider_moves_its_figure_by_keyboard_and_by_mouse(explore):
+    assert [name for name, _ in explore.sliders()] == SLIDERS
+    for (name, handle), plot in zip(explore.sliders(), PLOT_OF, strict=True):
+        key = "\ue012" if name.startswith(("width", "layer")) else "\ue014"  # left, right
+        assert changes(explore, plot, lambda h=handle, k=key: explore.by_keyboard(h, k)), name
+        assert changes(explore, plot, lambda h=handle: explore.by_mouse(h, 30)), name
+    assert explore.errors() == []
+
+
+@pytest.mark.browser
+def test_a_mistake_is_played_from_the_page(explore):
+    button = next(b for b in explore.select(".jp-NotebookPanel button") if b.text.strip() == "play the mixture")
+    lists = [s for s in explore.select(".jp-NotebookPanel .widget-select select")]
+    choose = "arguments[0].scrollIntoView({block: 'center'})"
+    explore.browser.execute_script(choose, button)
+    next(b for b in explore.select(".jp-NotebookPanel button") if b.text.strip() == "false accepts").click()
+    explore.until(lambda: lists[-1].find_elements("tag name", "option"), "a list of mistakes")
+    lists[-1].find_elements("tag name", "option")[0].click()
+    explore.until(button.is_enabled, "the button")
+    button.click()
+    seconds = "const a = document.querySelector('.jp-NotebookPanel audio'); return a && a.duration"
+    assert 0.5 < explore.until(lambda: explore.browser.execute_script(seconds), "sound") < 10
+
+
+@pytest.mark.browser
+def test_the_console_is_clean_and_nothing_left_the_machine(explore):
+    assert explore.console_errors() == []
+    assert explore.strangers() == []
+
+
+@pytest.mark.browser
+def test_without_runs_the_quantizer_moves_at_once(browser, notebooks, tmp_path):
+    page_source = (notebooks / "empty.ipynb").read_text()
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    (folder / "empty.ipynb").write_text(page_source)
+    with serving(folder, tmp_path / "runs") as server:
+        page = Page(browser, server, "empty.ipynb")
+        page.run_all()
+        page.drawn(1)
+        (_, handle), *_ = page.sliders()
+        assert changes(page, 0, lambda: page.by_keyboard(handle))
+        assert "kwsbench run --profile smoke" in page.text(".jp-NotebookPanel")
+        assert page.errors() == [] and page.console_errors() == [] and page.strangers() == []
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize("stem", ["01_quantizers", "02_data_and_features", "03_stage_one", "04_stage_two",
+                                  "05_integer_inference", "06_resources"])  # fmt: skip
+def test_every_other_notebook_runs_in_the_page(browser, server, stem):
+    page = Page(browser, server, f"{stem}.ipynb")
+    page.run_all(600)
+    page.drawn(2)
+    assert page.errors() == [] and page.console_errors() == [] and page.strangers() == []
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_training_is_started_stopped_and_resumed_from_the_page(explore):
+    def button(name):
+        return next(b for b in explore.select(".jp-NotebookPanel button") if b.text.strip() == name)
+
+    explore.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button("stop"))
+    button("train / resume").click()
+    points = lambda: sum(len(t["y"]) for t in explore.plots()[3]["data"])  # noqa: E731
+    explore.until(lambda: points() > 4, "a loss curve", 240)
+    button("stop").click()
+    explore.until(lambda: "stopped at" in explore.text(".jp-NotebookPanel"), "a checkpoint", 120)
+    button("train / resume").click()
+    explore.until(lambda: "finished." in explore.text(".jp-NotebookPanel"), "the end", 400)
+
+
+def test_a_stranger_without_the_token_gets_nothing(server):
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"http://{HOST}:{server.port}/api/contents", timeout=10)
+    assert server.token in server.address() and f"//{HOST}:" in server.address()
+    command = Path(f"/proc/{server.process.pid}/cmdline")
+    if command.is_file():
+        assert server.token not in command.read_text(), "everyone can read a command line"
+
+
+def test_a_taken_port_and_a_missing_folder_are_refused_before_anything_starts(server, tmp_path):
+    with pytest.raises(OSError, match=f"port {server.port} is taken on 127.0.0.1; choose another one with --port"):
+        free_port(server.port)
+    with pytest.raises(FileNotFoundError, match="no folder of notebooks"), serving(tmp_path / "none", tmp_path):
+        pass
+
+
+def test_a_server_that_ends_at_once_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(lab, "_command", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"JupyterLab ended at once \(exit status 3\)"), serving(tmp_path, tmp_path):
+        pass
+    assert time.monotonic() - start < lab.START_SECONDS

@@ -1,0 +1,97 @@
+"""The live explorers without a browser: a control moves, the same figure changes, mistakes are told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kwsbench.reports.explore import monitor
+from kwsbench.reports.explore.artifacts import Shelf
+from kwsbench.training.background import Progress
+
+pytest.importorskip("ipywidgets")
+widgets = pytest.importorskip("kwsbench.reports.explore.widgets")
+
+
+def ys(figure):
+    return [None if t.y is None else np.array(t.y, float).tolist() for t in figure.data]
+
+
+def test_every_quantizer_control_changes_the_same_figure(tmp_path):
+    explorer = widgets.QuantizerExplorer(Shelf(tmp_path))
+    figure = explorer.figure
+    for control, value in (
+        (explorer.bits, 2),
+        (explorer.clip, 0.3),
+        (explorer.method, "linear"),
+        (explorer.per_channel, True),
+        (explorer.layer, "Laplace"),
+    ):
+        before = ys(figure)
+        control.value = value
+        assert ys(figure) != before, control.description
+    assert explorer.figure is figure and explorer.view.state.bits == 2
+
+
+def test_another_source_sets_the_controls_to_what_was_trained(shelf):
+    explorer = widgets.QuantizerExplorer(shelf)
+    assert explorer.source.value == "stage 2, 5-bit tanh" and explorer.bits.value == 5
+    explorer.source.value = "synthetic weights"
+    assert explorer.layer.value == "Gaussian" and explorer.view.name == "Gaussian weights"
+    explorer.source.value = "stage 1, 5-bit tanh"
+    assert explorer.layer.options == tuple(f"layer{i}" for i in range(5)) and explorer.bits.value == 5
+
+
+def test_the_det_explorer_follows_sliders_and_clicks(study):
+    explorer = widgets.DetExplorer(study)
+    for control, value in ((explorer.threshold, -1.0), (explorer.smoothing, 5), (explorer.refractory, 0.3)):
+        before = ys(explorer.figure)
+        control.value = value
+        assert ys(explorer.figure) != before, control.description
+    curve = explorer.figure.data[widgets.det.MAX_SYSTEMS]
+    explorer._clicked(0, curve, type("P", (), {"point_inds": [3]})(), None)
+    assert explorer.inspected.value == "float"
+    assert explorer.view.point.threshold == pytest.approx(float(curve.customdata[3][0]), abs=1e-6)
+    assert f"{explorer.view.point.misses} of" in explorer.table.value
+
+
+def test_mistakes_are_listed_and_played(study):
+    explorer = widgets.DetExplorer(study)
+    explorer.threshold.value = explorer.threshold.min
+    explorer.kind.value = "false accepts"
+    assert len(explorer.mistakes.options) == len(explorer.view.false_accepts) > 0
+    explorer.mistakes.value = 0
+    explorer.play.click()
+    (player,) = explorer.player.children
+    assert player.value[:4] == b"RIFF" and "as the test set heard it" in explorer.status.value
+
+
+def test_a_bad_choice_is_told_not_lost(study):
+    explorer = widgets.DetExplorer(study)
+    explorer.systems.value = ()
+    assert "choose one to 6 systems" in explorer.status.value
+
+
+def test_widths_move_bytes_and_the_button_measures(study):
+    explorer = widgets.ResourceExplorer(study)
+    bytes_before = explorer.view.total_bytes
+    explorer.bits[0].value = 1
+    assert explorer.view.total_bytes < bytes_before
+    measured = len(explorer.view.measured)
+    explorer.bits[1].value = 3
+    explorer.measure.click()
+    assert len(explorer.view.measured) == measured + 1 and not explorer.measure.disabled
+    assert "measured on the whole test split in" in explorer.status.value
+    explorer.resources.study.experiment.workers = 1
+
+
+def test_the_monitor_says_what_a_job_says(tmp_path):
+    explorer = widgets.TrainingMonitor(str(tmp_path))
+    assert explorer.status.value == "not started" and explorer.stop.disabled and not explorer.train.disabled
+    history = {"step": [0, 20], "loss": [0.7, 0.5], "error": [0.5, 0.2]}
+    progress = Progress("training", "float", 1, "float", 30, 120, 42.0, {"float": history})
+    assert monitor.told(progress, True) == "float: float, 25%, step 30 of 120, about 42 s left"
+    assert "ended without a word" in monitor.told(progress, False)
+    assert "disk" in monitor.told(Progress("failed", "float", 1, message="OSError: disk"), False)
+    fig = monitor.draw({"float": history})
+    assert list(fig.data[0].y) == [0.7, 0.5] and list(fig.data[3].y) == [50, 20]
