@@ -30,8 +30,10 @@ from kwsbench.metrics.det import DetCurve, OperatingPoint
 from kwsbench.reports.style import COLOUR_SCALE, GRID, HEIGHT_PX, INK, PALETTE, figure, series, text
 
 MAX_POINTS = 150  # of a history
-HOVER_POINTS = 60  # of a DET curve, beside its corners: where a pointer finds values
+HOVER_POINTS = 40  # of a DET curve, beside its corners: where a pointer finds values
 TOLERANCE = 0.001  # of the axis, less than a pixel: what a thinned curve may be off
+DET_TOLERANCE = 0.002  # of a DET curve, whose line is wider than that
+MANTISSA_BITS = 12  # of a DET curve's coordinates: a fortieth of a percent, and half the bytes once packed
 MAX_FRAMES = 400  # columns of a sound's envelope
 MAX_COLUMNS = 250  # of a heat map
 MAX_BANDS = 64  # of a spectrogram
@@ -73,8 +75,8 @@ def det_figure(
         kept = _det_points(np.clip(x, *x_axis.window), np.clip(y, *y_axis.window))
         style = series(i)
         fig.add_scatter(
-            x=_compact(x[kept]),
-            y=_compact(y[kept]),
+            x=_rounded(x[kept]),
+            y=_rounded(y[kept]),
             name=text(name),
             mode="lines",
             line={"color": style.colour, "dash": style.dash, "width": 2.5},
@@ -249,12 +251,14 @@ def _need_clips(curves: list[DetCurve]) -> None:
 
 def _det_points(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Indices of the points that are drawn: those that shape the curve, and some for the pointer between them."""
-    return np.union1d(corners(x, y, TOLERANCE), thin(x, y, HOVER_POINTS))
+    return np.union1d(corners(x, y, DET_TOLERANCE), thin(x, y, HOVER_POINTS))
 
 
 def _hover_columns(curve: DetCurve) -> np.ndarray:
     """threshold, misses, events, clips accepted: [T, 4]."""
-    return np.column_stack([curve.thresholds, curve.misses, curve.false_accepts, curve.clip_false_accepts])
+    return np.column_stack(
+        [np.round(1024 * curve.thresholds) / 1024, curve.misses, curve.false_accepts, curve.clip_false_accepts]
+    )
 
 
 def _hover_template(curve: DetCurve) -> str:
@@ -691,6 +695,12 @@ def _block_means(values: Sequence[float] | np.ndarray, most: int) -> np.ndarray:
 def _compact(values: np.ndarray) -> np.ndarray:
     """float32: Plotly sends it as base64, a quarter of the text of float64 digits."""
     return np.ascontiguousarray(values, np.float32)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """The same with ``MANTISSA_BITS`` of precision: bytes of zeros, which a packed page does not pay for."""
+    mantissa, exponent = np.frexp(np.asarray(values, np.float64))
+    return _compact(np.ldexp(np.round(mantissa * 2**MANTISSA_BITS) / 2**MANTISSA_BITS, exponent))
 
 
 def _add_lines(fig: go.Figure, x: list, curves: Mapping[str, Sequence[float]]) -> None:

@@ -13,6 +13,7 @@ from kwsbench.metrics.det import det_curve, evaluate, operating_point
 from kwsbench.metrics.events import DetectorConfig
 from kwsbench.metrics.scores import Scores
 from kwsbench.reports import figures, style
+from kwsbench.reports.blocks import packed
 
 CONFIG = DetectorConfig()
 
@@ -50,7 +51,8 @@ def test_a_det_curve_is_small_and_lies_on_measured_points(axes):
         assert np.all(np.isfinite(shown(trace.x))) and np.all(np.isfinite(shown(trace.y)))
     assert len(fig.to_json()) < 20_000
     threshold, misses, events, clips = shown(fig.data[0].customdata).T
-    at = np.searchsorted(CURVE.thresholds.astype(np.float32), threshold.astype(np.float32))
+    at = _rows(fig)
+    assert np.max(np.abs(CURVE.thresholds[at] - threshold)) <= 1 / 2048 + 1e-6, "three decimals"
     np.testing.assert_array_equal(misses, CURVE.misses[at])
     np.testing.assert_array_equal(events, CURVE.false_accepts[at])
     np.testing.assert_array_equal(clips, CURVE.clip_false_accepts[at])
@@ -60,7 +62,7 @@ def test_a_det_curve_is_small_and_lies_on_measured_points(axes):
 
 @pytest.mark.parametrize("axes", list(figures.DET_AXES))
 def test_a_thinned_det_curve_looks_like_the_whole_one(axes):
-    """Every measured point within the window lies within a thousandth of the axes of the drawn line."""
+    """Every measured point within the window lies within a pixel of the drawn line."""
     fig = figures.det_figure({"a": CURVE}, axes)
     (x_axis, y_axis), trace = figures.DET_AXES[axes]([CURVE]), fig.data[0]
     drawn, whole = [], []
@@ -72,8 +74,8 @@ def test_a_thinned_det_curve_looks_like_the_whole_one(axes):
         drawn.append((shown(shown_values).clip(low, high) - low) / (high - low))
         whole.append((axis.place(values).clip(low, high) - low) / (high - low))
     line, points = np.column_stack(drawn), np.column_stack(whole)
-    assert len(line) < len(points) / 3
-    assert max(_distance(p, line) for p in points) < 1.01 * figures.TOLERANCE
+    assert len(line) < len(points) / 2
+    assert max(_distance(p, line) for p in points) < 1.2 * figures.DET_TOLERANCE
 
 
 def _distance(point, line):
@@ -83,23 +85,38 @@ def _distance(point, line):
     return np.hypot(*(point - (a + along.clip(0, 1)[:, None] * (b - a))).T).min()
 
 
+def test_the_figures_of_many_systems_on_a_large_corpus_fit_a_page():
+    """Five widths, float and control over thousands of clips on three pairs of axes: 100 kB with text and tables."""
+    curves = {
+        f"system {i}": det_curve(make_scores(3 - 0.2 * i, i, positives=2000, clips=6000), "key", CONFIG)
+        for i in range(7)
+    }
+    drawn = [plain(figures.det_figure(curves, axes)) for axes in ("linear", "log", "probit")]
+    assert len(packed(drawn)) < 60_000
+
+
 def test_linear_log_and_fdr_axes_show_the_rates():
     at = _rows(figures.det_figure({"a": CURVE}, "linear"))
     fig = figures.det_figure({"a": CURVE}, "linear")
-    np.testing.assert_allclose(shown(fig.data[0].x), CURVE.fa_per_hour[at], rtol=1e-6)
-    np.testing.assert_allclose(shown(fig.data[0].y), 100 * CURVE.frr[at], rtol=1e-6)
+    np.testing.assert_allclose(shown(fig.data[0].x), CURVE.fa_per_hour[at], rtol=2.5e-4)
+    np.testing.assert_allclose(shown(fig.data[0].y), 100 * CURVE.frr[at], rtol=2.5e-4)
     fig = figures.det_figure({"a": CURVE}, "log")
     at = _rows(fig)
     expected = np.log10(np.maximum(CURVE.fa_per_hour[at], 0.5 / CURVE.negative_hours))
-    np.testing.assert_allclose(shown(fig.data[0].x), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(shown(fig.data[0].x), expected, rtol=2.5e-4, atol=1e-6)
     fig = figures.det_figure({"a": CURVE}, "fdr")
     at = _rows(fig)
-    np.testing.assert_allclose(shown(fig.data[0].x), 100 * np.nan_to_num(CURVE.fdr[at]), rtol=1e-6)
+    np.testing.assert_allclose(shown(fig.data[0].x), 100 * np.nan_to_num(CURVE.fdr[at]), rtol=2.5e-4)
 
 
 def _rows(fig):
-    threshold = shown(fig.data[0].customdata)[:, 0].astype(np.float32)
-    return np.searchsorted(CURVE.thresholds.astype(np.float32), threshold)
+    """Points of CURVE that a figure shows, by all of their counts and the threshold nearest to the one told."""
+    counts = np.column_stack([CURVE.misses, CURVE.false_accepts, CURVE.clip_false_accepts])
+    rows = []
+    for threshold, *told in shown(fig.data[0].customdata):
+        same = np.flatnonzero((counts == told).all(axis=1))
+        rows.append(same[np.argmin(np.abs(CURVE.thresholds[same] - threshold))])
+    return np.array(rows)
 
 
 def test_probit_axes_place_shares_at_their_normal_deviates():
@@ -110,7 +127,7 @@ def test_probit_axes_place_shares_at_their_normal_deviates():
         (fig.data[0].y, CURVE.frr, CURVE.n_positives),
     ):
         expected = norm.ppf(np.clip(share[at], 0.5 / n, 1 - 0.5 / n))
-        np.testing.assert_allclose(shown(values), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(shown(values), expected, rtol=2.5e-4, atol=1e-6)
     for axis, n in ((fig.layout.xaxis, CURVE.n_negative_clips), (fig.layout.yaxis, CURVE.n_positives)):
         assert axis.ticktext[0] == f"<{figures._short(100 / n)}"
         assert axis.tickvals[0] == pytest.approx(norm.ppf(0.5 / n))
@@ -122,7 +139,7 @@ def test_probit_axes_place_shares_at_their_normal_deviates():
 def test_no_false_accept_lies_on_a_marked_floor_of_the_log_axis():
     fig = figures.det_figure({"a": CURVE}, "log")
     floor = np.log10(0.5 / CURVE.negative_hours)
-    assert shown(fig.data[0].x).min() == pytest.approx(floor, abs=1e-6)
+    assert shown(fig.data[0].x).min() == pytest.approx(floor, abs=2.5e-4)
     assert fig.layout.xaxis.tickvals[0] == pytest.approx(floor)
     assert fig.layout.xaxis.ticktext[0] == f"<{figures._short(1 / CURVE.negative_hours)}"
     assert np.all(np.diff(fig.layout.xaxis.tickvals) > 0)
