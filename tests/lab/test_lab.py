@@ -1,4 +1,4 @@
-"""JupyterLab as `kwsbench lab` starts it, in a real browser: every slider by keyboard and by mouse, nothing off-site."""
+"""JupyterLab as `kwsbench lab` starts it, in a browser: every slider by keyboard and by mouse, nothing off-site."""
 
 from __future__ import annotations
 

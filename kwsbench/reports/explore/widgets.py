@@ -51,11 +51,24 @@ def _button(description: str, icon: str, tip: str) -> w.Button:
     return w.Button(description=description, icon=icon, tooltip=tip, layout=w.Layout(width="auto"))
 
 
-def _live(figure: go.Figure) -> go.FigureWidget:
-    """The figure as a widget. No bar of buttons over its title: a double click resets a zoom."""
-    widget = go.FigureWidget(figure)
-    widget._config = {"displayModeBar": False, "responsive": True}
-    return widget
+class _Figure(go.FigureWidget):
+    """A FigureWidget that is announced to the page with its data.
+
+    Plotly announces it empty and sends the data after; a page that draws in between stays empty for good.
+    """
+
+    _complete = False
+
+    def __init__(self, figure: go.Figure):
+        super().__init__(figure)
+        # No bar of buttons over the title: a double click resets a zoom.
+        self._config = {"displayModeBar": False, "responsive": True}
+        self._complete = True
+        self.open()
+
+    def open(self) -> None:
+        if self._complete:
+            super().open()
 
 
 def _side_by_side(controls: list[w.Widget], figure: go.FigureWidget) -> w.Box:
@@ -120,7 +133,7 @@ class QuantizerExplorer(_Explorer):
         self.weights = quantizer.weights_of(shelf, first, self.layer.value)
         self._take_trained()
         self.view = quantizer.view(self.weights, self.state)
-        self.figure = _live(quantizer.draw(self.view))
+        self.figure = _Figure(quantizer.draw(self.view))
         self.on(self.source, self._other_source)
         self.on(self.layer, self._other_weights)
         for control in (self.method, self.bits, self.clip, self.per_channel):
@@ -194,7 +207,7 @@ class DetExplorer(_Explorer):
         self.play = _button("play the mixture", "play", "the audio as the test set heard it")
         self.player = w.VBox(layout=WIDE)  # empty until something is played
         self.view = self.detections.view(self.state)
-        self.figure = _live(det.draw(self.view))
+        self.figure = _Figure(det.draw(self.view))
         self._show_point()
         for control in (self.threshold, self.smoothing, self.refractory):
             self.on(control, self.update)
@@ -289,7 +302,7 @@ class ResourceExplorer(_Explorer):
         )
         self.table = _html_table()
         self.view = self.resources.view(self.state)
-        self.figure = _live(resources.draw(self.view))
+        self.figure = _Figure(resources.draw(self.view))
         for control in (self.method, *self.bits):
             self.on(control, self.update)
         self.measure.on_click(self.guarded(self._measure))
@@ -329,7 +342,7 @@ class TrainingMonitor(_Explorer):
         self.train = _button("train / resume", "play", "goes on from the last checkpoint")
         self.stop = _button("stop", "stop", "finishes the step and writes a checkpoint")
         self.bar = w.FloatProgress(min=0, max=100, description="done (%)", layout=WIDE, style=STYLE)
-        self.figure = _live(monitor.draw({}))
+        self.figure = _Figure(monitor.draw({}))
         self.following: asyncio.Task | None = None
         self.train.on_click(self.guarded(self._train))
         self.stop.on_click(self.guarded(self._stop))
