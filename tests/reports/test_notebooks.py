@@ -31,7 +31,8 @@ NAMES = [
 ]
 LINES_OF_A_CELL = 25
 PAGE_BYTES = 100_000
-UNIT = re.compile(r"\((?:.*, )?(%.*|dB|dBFS|s|kHz|kB|nats|bits|thousands|full scale 1|from 0)\)$|per hour|^kilobytes|^bits$")
+UNITS = "%.*|dB|dBFS|s|kHz|kB|nats|bits|thousands|full scale 1|from 0"
+UNIT = re.compile(rf"\((?:.*, )?({UNITS})\)$|per hour|^kilobytes|^bits$")
 DIMENSIONLESS = {
     "code", "label", "layer", "number of clips", "std(P)", "system", "trained tensor (w or P)", "trained tensor P",
     "training step", "weight", "weights", "d quantized / d trained", "quantized weight / largest level",
