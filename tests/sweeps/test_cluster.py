@@ -108,6 +108,7 @@ def test_a_worker_that_dies_takes_its_job_along_and_another_does_it(tmp_path, sc
     assert not Path(f"/proc/{job}").exists(), "the job of the dead worker is gone"
 
 
+@pytest.mark.slow
 def test_workers_that_die_again_and_again_fail_the_run(tmp_path, scheduler):
     sweep = plan(tmp_path, "import time\ntime.sleep(120)", grid="[1]")
     workers = [worker(scheduler, tmp_path / "0")]

@@ -72,6 +72,7 @@ def test_a_folder_that_is_read_only_is_refused_before_anything_runs(tmp_path, sm
     assert not (tmp_path / "log").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_becomes_read_only_stops_the_sweep(tmp_path, small_disk):
     write_notebook(tmp_path / "n.ipynb", "x: int = 0", "open('log', 'a').write(f'{x} ')")
     rendered = []
