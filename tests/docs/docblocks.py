@@ -117,7 +117,8 @@ def _run_python(block: Block, namespace: dict[str, Any]) -> str:
 
 
 def _bash(block: Block) -> list[str]:
-    return ["bash", "-euo", "pipefail", "-c", block.text]
+    # The colon keeps bash from becoming its last command: a program may look for the shell that called it.
+    return ["bash", "-euo", "pipefail", "-c", f"{block.text}:\n"]
 
 
 def _run_bash(block: Block) -> str:
