@@ -34,7 +34,7 @@ FIT = "<style>.kwsbench-figure > .js-plotly-plot { flex: 1 1 0; min-width: 0; wi
 
 
 def _slider(kind: type, description: str, tip: str, **rest: Any) -> Any:
-    return kind(description=description, description_tooltip=tip, layout=WIDE, style=STYLE, **rest)
+    return kind(description=description, tooltip=tip, layout=WIDE, style=STYLE, **rest)
 
 
 def _dropdown(description: str, options: Any, **rest: Any) -> w.Dropdown:

@@ -55,7 +55,7 @@ def test_the_curves_pass_through_the_chosen_point_and_have_one_peak():
     peak = np.abs(w.values).max()
     # A Gaussian on 16 odd levels is clipped best at about 2.6 standard deviations (Max 1960: outer level 2.4).
     assert best * peak / w.values.std() == pytest.approx(2.6, abs=0.3)
-    assert np.all(np.diff(v.sqnr_by_bits) > 0) is np.False_ or v.sqnr_by_bits[3] > v.sqnr_by_bits[0]
+    assert v.sqnr_by_bits.argmin() == 0 and v.sqnr_by_bits[3] == pytest.approx(v.sqnr_db, abs=0.3)
     sampled = np.interp(0.6, quantizer.RANGES, v.sqnr_by_range)
     assert sampled == pytest.approx(v.sqnr_db, abs=0.3)
 
@@ -92,7 +92,8 @@ def test_a_figure_keeps_its_traces_when_its_state_changes():
     before = [np.array(t.y) for t in fig.data]
     quantizer.apply(fig, quantizer.content(quantizer.view(w, QuantizerState("linear", 2, False, 0.3))))
     assert [(t.type, t.name, t.xaxis) for t in fig.data] == traces
-    assert all(not np.array_equal(a, t.y) for a, t in zip(before, fig.data, strict=True))
+    same = [t.name for a, t in zip(before, fig.data, strict=True) if np.array_equal(a, t.y)]
+    assert same == ["before"], "the float weights are what they were, all else moves"
     fresh = quantizer.draw(quantizer.view(w, QuantizerState("linear", 2, False, 0.3)))
     assert fig.to_json() == fresh.to_json(), "updated in place it is what would be drawn anew"
 
