@@ -68,7 +68,7 @@ class Mistake:
     seconds: float
 
     def text(self) -> str:
-        return f"{self.path}  ({self.label}), score {self.score:+.2f} at {self.seconds:.2f} s"
+        return f"{self.score:+.2f} at {self.seconds:.2f} s, {self.label}: {self.path}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +235,7 @@ def draw(v: DetView) -> go.Figure:
     fig.update_yaxes(range=[-1.5, 100 * HIGHEST_FRR], title_font_size=13, tickfont_size=12)
     fig.update_layout(
         legend={"orientation": "h", "x": 0, "y": -0.14, "yanchor": "top", "font": {"size": 12}},
-        title={"font": {"size": 13}, "y": 0.985, "yanchor": "top"},
+        title={"font": {"size": 13}, "y": 0.97, "yanchor": "top"},
         margin={"t": 56, "r": 24},
         height=520,
         clickmode="event",

@@ -47,7 +47,7 @@ def skeleton(
     house = figure("", "", "").layout
     fig.update_layout(template=house.template, font=house.font, paper_bgcolor=house.paper_bgcolor)
     fig.update_layout(plot_bgcolor=house.plot_bgcolor, margin={"l": 10, "r": 24, "t": 84, "b": 10}, height=height)
-    fig.update_layout(title={"x": 0, "xref": "paper", "font": {"size": 13}, "y": 0.985, "yanchor": "top"})
+    fig.update_layout(title={"x": 0, "xref": "paper", "font": {"size": 13}, "y": 0.97, "yanchor": "top"})
     fig.update_layout(showlegend=False, autosize=True, hoverlabel={"font": {"size": 13}}, bargap=0.05)
     fig.update_annotations(font_size=13)
     for i, (x_title, y_title) in enumerate(axes):

@@ -217,11 +217,8 @@ def content(v: ResourceView) -> Content:
     top = max([100 * m.point.frr_high95 for m in v.measured], default=10.0)
     share = v.float32_bytes / max(1, int(v.layer_bytes.sum()))
     weights = v.layer_bytes.sum() / 1000
-    told = (
-        f"{weights:.1f} kB of weights ({share:.1f} × less than float32), {v.macs:,} MACs per frame, "
-        f"{v.sqnr_db:.1f} dB modelled"
-    )
-    title = f"A width per layer, {text(v.state.method)}: {here:.1f} kB per stream"
+    told = f"{weights:.1f} kB of weights ({share:.1f} × less than float32), {v.sqnr_db:.1f} dB SQNR (modelled)"
+    title = f"A width per layer, {text(v.state.method)}: {here:.1f} kB per stream, {v.macs:,} MACs per frame"
     return Content(
         (
             {"x": v.layers, "y": v.layer_bytes / 1000, "customdata": list(v.state.bits)},

@@ -244,6 +244,7 @@ class DetExplorer(_Explorer):
     def _show_mistakes(self) -> None:
         chosen = self.view.misses if self.kind.value == "misses" else self.view.false_accepts
         self.mistakes.options = [(m.text(), i) for i, m in enumerate(chosen)]
+        self.mistakes.index = 0 if chosen else None
         self.play.disabled = not chosen
 
     def _play(self) -> None:

@@ -51,7 +51,7 @@ def test_mistakes_are_where_a_plain_reading_finds_them():
     assert (miss.path, miss.score, miss.seconds) == ("b", -1.0, 0.5)
     found = det.false_accepts(scores, "yes", 2.0, detector)
     assert [(m.path, m.score, m.seconds) for m in found] == [("c", 4.0, 2.0), ("c", 3.0, 1.0)]
-    assert found[0].text() == "c  (no), score +4.00 at 2.00 s"
+    assert found[0].text() == "+4.00 at 2.00 s, no: c"
 
 
 def test_what_is_played_is_what_was_scored(detections, study, view):
