@@ -55,6 +55,8 @@ def test_every_slider_moves_its_figure_by_keyboard_and_by_mouse(explore):
 @pytest.mark.browser
 def test_a_mistake_is_played_from_the_page(explore):
     button = next(b for b in explore.select(".jp-NotebookPanel button") if b.text.strip() == "play the mixture")
+    threshold = dict(explore.sliders())["threshold (log odds)"]
+    changes(explore, 1, lambda: explore.by_keyboard(threshold, "\ue011"))  # home: everything fires
     lists = [s for s in explore.select(".jp-NotebookPanel .widget-select select")]
     choose = "arguments[0].scrollIntoView({block: 'center'})"
     explore.browser.execute_script(choose, button)
