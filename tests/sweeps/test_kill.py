@@ -22,6 +22,7 @@ import pytest
 from sweep_tools import command, environment, kwsbench, statuses, write_notebook, write_spec
 
 from kwsbench.files import PARTIAL
+from kwsbench.sweeps.identity import surroundings
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the process tree in /proc")
 
@@ -273,6 +274,7 @@ def test_a_killed_sweep_goes_on(tmp_path, victim):
 @pytest.mark.slow
 def test_fifty_kills_lose_nothing_and_repeat_nothing(tmp_path):
     rng, count, began = random.Random(20240607), Count(), time.monotonic()
+    around = surroundings()
     spec, results = make_sweep(tmp_path / "undisturbed", xs=4, seeds=2)
     assert len(results) == 12
     assert kwsbench("sweep", spec, timeout=240).returncode == 0
@@ -284,6 +286,9 @@ def test_fifty_kills_lose_nothing_and_repeat_nothing(tmp_path):
         assert number < 70, "too many sweeps were over before their moment"
         victim = VICTIMS[number % len(VICTIMS)]
         table = trial(tmp_path / str(number), rng, victim, xs=4, seeds=2, count=count)
+        assert surroundings() == around, (
+            "the package or its environment was changed meanwhile: runs have other addresses"
+        )
         count.tables_that_differ += table != undisturbed
         shutil.rmtree(tmp_path / str(number))  # each has a plotly.min.js
         print(f"{number}: {victim}, finished so far {count.finished_before_kill}, {count.flawless()}", flush=True)
