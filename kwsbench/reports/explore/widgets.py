@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets as w
-import plotly.graph_objects as go
 
 from kwsbench.quantizers import QUANTIZERS
 from kwsbench.reports.explore import det, monitor, quantizer, resources
 from kwsbench.reports.explore.artifacts import Shelf, Study
+from kwsbench.reports.explore.live_figure import LiveFigure
 from kwsbench.reports.explore.panels import apply
 from kwsbench.reports.tables import html_table
 from kwsbench.training import background
@@ -51,27 +51,7 @@ def _button(description: str, icon: str, tip: str) -> w.Button:
     return w.Button(description=description, icon=icon, tooltip=tip, layout=w.Layout(width="auto"))
 
 
-class _Figure(go.FigureWidget):
-    """A FigureWidget that is announced to the page with its data.
-
-    Plotly announces it empty and sends the data after; a page that draws in between stays empty for good.
-    """
-
-    _complete = False
-
-    def __init__(self, figure: go.Figure):
-        super().__init__(figure)
-        # No bar of buttons over the title: a double click resets a zoom.
-        self._config = {"displayModeBar": False, "responsive": True}
-        self._complete = True
-        self.open()
-
-    def open(self) -> None:
-        if self._complete:
-            super().open()
-
-
-def _side_by_side(controls: list[w.Widget], figure: go.FigureWidget) -> w.Box:
+def _side_by_side(controls: list[w.Widget], figure: LiveFigure) -> w.Box:
     box = w.Box([figure], layout=FIGURE)
     box.add_class("kwsbench-figure")
     style = w.HTML(FIT, layout=w.Layout(display="none"))
@@ -133,7 +113,7 @@ class QuantizerExplorer(_Explorer):
         self.weights = quantizer.weights_of(shelf, first, self.layer.value)
         self._take_trained()
         self.view = quantizer.view(self.weights, self.state)
-        self.figure = _Figure(quantizer.draw(self.view))
+        self.figure = LiveFigure(quantizer.draw(self.view))
         self.on(self.source, self._other_source)
         self.on(self.layer, self._other_weights)
         for control in (self.method, self.bits, self.clip, self.per_channel):
@@ -207,7 +187,7 @@ class DetExplorer(_Explorer):
         self.play = _button("play the mixture", "play", "the audio as the test set heard it")
         self.player = w.VBox(layout=WIDE)  # empty until something is played
         self.view = self.detections.view(self.state)
-        self.figure = _Figure(det.draw(self.view))
+        self.figure = LiveFigure(det.draw(self.view))
         self._show_point()
         for control in (self.threshold, self.smoothing, self.refractory):
             self.on(control, self.update)
@@ -303,7 +283,7 @@ class ResourceExplorer(_Explorer):
         )
         self.table = _html_table()
         self.view = self.resources.view(self.state)
-        self.figure = _Figure(resources.draw(self.view))
+        self.figure = LiveFigure(resources.draw(self.view))
         for control in (self.method, *self.bits):
             self.on(control, self.update)
         self.measure.on_click(self.guarded(self._measure))
@@ -343,7 +323,7 @@ class TrainingMonitor(_Explorer):
         self.train = _button("train / resume", "play", "goes on from the last checkpoint")
         self.stop = _button("stop", "stop", "finishes the step and writes a checkpoint")
         self.bar = w.FloatProgress(min=0, max=100, description="done (%)", layout=WIDE, style=STYLE)
-        self.figure = _Figure(monitor.draw({}))
+        self.figure = LiveFigure(monitor.draw({}))
         self.following: asyncio.Task | None = None
         self.train.on_click(self.guarded(self._train))
         self.stop.on_click(self.guarded(self._stop))
