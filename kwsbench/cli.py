@@ -404,12 +404,15 @@ def _integers(text: str, option: str) -> list[int]:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit status 2, a defect keeps its traceback."""
+    """Entry point: a user's mistake is one line and exit status 2, Ctrl-C one line and 130, a defect keeps its
+    traceback."""
     try:
         app()
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as error:
+        # Typer makes a silent exit of Ctrl-C; commands that speak for themselves exit on their own.
+        if isinstance(error.__context__, typer.Exit) and isinstance(error.__context__.__cause__, KeyboardInterrupt):
+            print("interrupted; run the same command again to go on", file=sys.stderr)
+        raise
     except USER_ERRORS as error:
         if not str(error):
             raise

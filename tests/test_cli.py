@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 
 import pytest
 from typer.main import get_command
 
-from kwsbench.cli import app
+from kwsbench.cli import app, main
 
 EXAMPLE = re.compile(r"^\s*Examples?:\s*(.*)$", re.M)
 ROOT = get_command(app)
@@ -81,3 +82,22 @@ def test_a_wrong_example_would_be_seen(line, error):
 def test_an_example_of_an_unknown_command_would_be_seen():
     with pytest.raises(AssertionError, match="no command"):
         parse("kwsbench reprot x")
+
+
+@pytest.mark.parametrize("speaks", [False, True])
+def test_ctrl_c_says_once_that_the_same_command_goes_on(monkeypatch, capsys, speaks):
+    def interrupted(*_):
+        if speaks:  # a command that catches it and exits on its own, as `sweep` does
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                print("what is finished is kept", file=sys.stderr)
+                sys.exit(130)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kwsbench.data.corpora.open_corpus", interrupted)
+    monkeypatch.setattr("sys.argv", ["kwsbench", "data", "check", "."])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 130
+    assert ("run the same command again" in capsys.readouterr().err) == (not speaks)
