@@ -38,12 +38,13 @@ def system_record(experiment: Experiment, system: System, reference: Program | N
 
     Args:
         reference: any integer program of the same network; a float system's bytes are counted on it as float32.
-            Without it they are None.
+            Without it they are None, as those of stage 1 always are.
     """
     keyword = experiment.spec.keywords[0]
     integer = system.kind in ("stage_two", "post_training")
     program = experiment.program(system) if integer else None
-    size, basis = _bytes(program, reference)
+    # Stage 1 is neither: its weights are codes, the rest is float, and nothing of that kind is ever stored.
+    size, basis = _bytes(program, reference if system.weights is None else None)
     return {
         "system": system.label,
         "kind": system.kind,

@@ -159,6 +159,7 @@ def test_the_record_of_a_system_is_json_and_agrees_with_its_sources(experiment):
     float32 = next(row for row in memory_summary(program) if row["system"] == "float32")
     assert whole["bytes"] == float32["total_bytes"] and whole["layers"] == [] and whole["bits"] is None
     assert system_record(experiment, FLOAT)["bytes"] is None
+    assert system_record(experiment, System("stage_one", 0, TWO.weights), program)["bytes"] is None
 
 
 def test_digests_part_at_the_first_layer_that_was_changed(experiment):

@@ -192,11 +192,18 @@
     // Systems in float are as large as each other: their labels would lie over each other, so one is named.
     const integer = (point) => point.system.layers.length > 0;
     const float = all.find((point) => point.system.kind === "float");
-    const worded = (point) => ahead.includes(point) || point === float || (all.length <= MOST_LABELS && integer(point));
     const short = (point) => (point === float ? "float" : plain(point.system.system)); // the run is told on hover
     // Neighbours on the front take turns above and below it.
     const side = (point) => (point === float ? "top left"
       : ahead.includes(point) && ahead.indexOf(point) % 2 ? "bottom left" : "top right");
+    // The front first; a label that would lie over one already there is left to the hover text.
+    const wide = Math.log10(Math.max(...all.map((p) => p.kilobytes)) / Math.min(...all.map((p) => p.kilobytes))) || 1;
+    const high = Math.max(...all.map((point) => point.fdr)) || 1;
+    const close = (a, b) => side(a) === side(b) && Math.abs(a.fdr - b.fdr) < 0.06 * high
+      && Math.abs(Math.log10(a.kilobytes / b.kilobytes)) < 0.25 * wide;
+    const wanting = [...ahead, ...(float ? [float] : []), ...(all.length <= MOST_LABELS ? all.filter(integer) : [])];
+    const labelled = wanting.reduce((kept, p) => (kept.some((other) => close(other, p)) ? kept : [...kept, p]), []);
+    const worded = (point) => labelled.includes(point);
     const data = KINDS.map((kind, i) => {
       const of = all.filter((point) => point.system.kind === kind);
       return {
