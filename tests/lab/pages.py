@@ -41,7 +41,7 @@ class Page:
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         for kind in ("browser", "performance"):
             browser.get_log(kind)
-        browser.get(server.address(name))
+        browser.get(server.address(name) + "&reset")  # else the notebooks opened before come along
         self.until(lambda: self.select(".jp-NotebookPanel .jp-CodeCell"), "the notebook")
 
     def until(self, true: Callable[[], Any], what: str, seconds: float = 60) -> Any:

@@ -93,17 +93,6 @@ def test_without_runs_the_quantizer_moves_at_once(browser, notebooks, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.parametrize("stem", ["01_quantizers", "02_data_and_features", "03_stage_one", "04_stage_two",
-                                  "05_integer_inference", "06_resources"])  # fmt: skip
-def test_every_other_notebook_runs_in_the_page(browser, server, stem):
-    page = Page(browser, server, f"{stem}.ipynb")
-    page.run_all(600)
-    page.drawn(2)
-    assert page.errors() == [] and page.console_errors() == [] and page.strangers() == []
-
-
-@pytest.mark.slow
-@pytest.mark.browser
 def test_training_is_started_stopped_and_resumed_from_the_page(explore):
     def button(name):
         return next(b for b in explore.select(".jp-NotebookPanel button") if b.text.strip() == name)
@@ -116,6 +105,17 @@ def test_training_is_started_stopped_and_resumed_from_the_page(explore):
     explore.until(lambda: "stopped at" in explore.text(".jp-NotebookPanel"), "a checkpoint", 120)
     button("train / resume").click()
     explore.until(lambda: "finished." in explore.text(".jp-NotebookPanel"), "the end", 400)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize("stem", ["01_quantizers", "02_data_and_features", "03_stage_one", "04_stage_two",
+                                  "05_integer_inference", "06_resources"])  # fmt: skip
+def test_every_other_notebook_runs_in_the_page(browser, server, stem):
+    page = Page(browser, server, f"{stem}.ipynb")
+    page.run_all(240)
+    page.drawn(2)
+    assert page.errors() == [] and page.console_errors() == [] and page.strangers() == []
 
 
 def test_a_stranger_without_the_token_gets_nothing(server):
