@@ -13,9 +13,9 @@ LOCAL = ("file:", "data:", "blob:")
 def open_page(browser, path: Path, width: int = 1440, scheme: str = "light", fragment: str = "") -> None:
     """Open a page and wait until its plots are drawn."""
     look(browser, width, scheme)
+    browser.get("about:blank")  # first: the page before it may still complain
     for kind in ("browser", "performance"):
         browser.get_log(kind)
-    browser.get("about:blank")
     browser.get(path.as_uri() + fragment)
     wait(browser, "!document.querySelectorAll('section.page:not([hidden]) .plot:not([data-drawn])').length")
     wait(browser, "[...document.querySelectorAll('.plot')].every((p) => p.dataset.drawn || !p.clientWidth)")

@@ -12,7 +12,8 @@ from kwsbench.reports.parameters import Parameter, parse_parameters
 from kwsbench.reports.reproduce import find_notebooks, parameter_text, run_command
 from kwsbench.reports.status import RunStatus
 
-numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+# A float is written as such: integers beyond 2^53 would lose digits.
+numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"))
 TYPED = {
     "int": st.integers(),
