@@ -135,6 +135,7 @@ def _command(notebooks: Path, port: int, own: Path) -> list[str]:
         "LabApp.extension_manager": "readonly",
         "LabApp.news_url": "None",
         "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+        "KernelManager.transport_encryption": "auto",  # other users of this machine could read a kernel's sockets
     }
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         options["ServerApp.allow_root"] = True  # a container; loopback and the token guard it as anyone
