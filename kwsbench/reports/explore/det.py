@@ -6,13 +6,11 @@ cross of the inspected system carries the 95% intervals of both rates. Threshold
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import plotly.graph_objects as go
-import soundfile
 
 from kwsbench.data.audio import SAMPLE_RATE
 from kwsbench.data.mixing import Mixer
@@ -184,13 +182,6 @@ def false_accepts(scores: Scores, keyword: str, threshold: float, detector: Dete
                 fired = smooth(segment, detector.smoothing_frames)[at]
                 found.append(_mistake(scores, i, float(fired), at))
     return tuple(sorted(found, key=lambda m: -m.score))
-
-
-def wav_bytes(audio: np.ndarray) -> bytes:
-    """Audio float [samples] at 16 kHz as a 16-bit WAV file."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(audio, -1, 1), SAMPLE_RATE, subtype="PCM_16", format="WAV")
-    return buffer.getvalue()
 
 
 def _mistake(scores: Scores, i: int, score: float, frame: int) -> Mistake:

@@ -15,11 +15,13 @@ from typing import Any
 
 import ipywidgets as w
 
+from kwsbench.data.audio import SAMPLE_RATE
 from kwsbench.quantizers import QUANTIZERS
 from kwsbench.reports.explore import det, monitor, quantizer, resources
 from kwsbench.reports.explore.artifacts import Shelf, Study
 from kwsbench.reports.explore.live_figure import LiveFigure
 from kwsbench.reports.explore.panels import apply
+from kwsbench.reports.show import wav_bytes
 from kwsbench.reports.tables import html_table
 from kwsbench.training import background
 from kwsbench.training.background import Job
@@ -233,7 +235,7 @@ class DetExplorer(_Explorer):
             self.tell("choose a clip in the list first")
             return
         mistake = chosen[self.mistakes.value]
-        sound = det.wav_bytes(self.detections.audio(mistake))
+        sound = wav_bytes(self.detections.audio(mistake), SAMPLE_RATE)
         self.player.children = [w.Audio(value=sound, format="wav", autoplay=True, loop=False, layout=WIDE)]
         self.tell(f"as the test set heard it: {mistake.path}")
 

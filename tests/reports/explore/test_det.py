@@ -13,6 +13,7 @@ from kwsbench.features.lfbe import lfbe
 from kwsbench.metrics.events import DetectorConfig
 from kwsbench.metrics.scores import Scores
 from kwsbench.reports.explore import det
+from kwsbench.reports.show import wav_bytes
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_what_is_played_is_what_was_scored(detections, study, view):
     mistake = next(m for m in (*view.misses, *view.false_accepts) if len(bank.segment(m.segment)) < 100)
     audio = detections.audio(mistake)
     np.testing.assert_array_equal(lfbe(audio, study.experiment.spec.features), bank.segment(mistake.segment))
-    read, rate = soundfile.read(io.BytesIO(det.wav_bytes(audio)))
+    read, rate = soundfile.read(io.BytesIO(wav_bytes(audio, 16000)))
     assert rate == 16000 and np.abs(read - audio).max() < 1e-4
 
 
