@@ -54,7 +54,7 @@ def workplace(tmp_path, shared_root) -> Path:
     return folder
 
 
-def run(blocks: list[Block], folder: Path, seconds: float) -> None:
+def run(blocks: list[Block], folder: Path, seconds: float) -> subprocess.CompletedProcess[str]:
     """Run blocks in a process of their own, in ``folder``, with the environment's programs first."""
     tools = folder.parent / "tools"
     tools.mkdir()
@@ -81,7 +81,7 @@ def run(blocks: list[Block], folder: Path, seconds: float) -> None:
         text=True,
         timeout=seconds,
     )
-    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    return result
 
 
 def runnable(blocks: list[Block], slow: bool) -> list[Block]:
@@ -95,13 +95,15 @@ def has_code(blocks: list[Block]) -> bool:
 
 @pytest.mark.parametrize("page", [p for p, blocks in ALL.items() if has_code(runnable(blocks, slow=False))])
 def test_the_code_of_a_page_runs(page, workplace):
-    run(runnable(ALL[page], slow=False), workplace, FAST_SECONDS)
+    result = run(runnable(ALL[page], slow=False), workplace, FAST_SECONDS)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p, blocks in ALL.items() if any(b.treatment == "slow" for b in blocks)])
 def test_the_code_of_a_page_runs_with_its_slow_parts(page, workplace):
-    run(runnable(ALL[page], slow=True), workplace, SLOW_SECONDS)
+    result = run(runnable(ALL[page], slow=True), workplace, SLOW_SECONDS)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
 
 
 def test_what_is_left_out_is_on_the_list():

@@ -105,6 +105,7 @@ def test_training_is_started_stopped_and_resumed_from_the_page(explore):
     explore.until(lambda: "stopped at" in explore.text(".jp-NotebookPanel"), "a checkpoint", 120)
     button("train / resume").click()
     explore.until(lambda: "finished." in explore.text(".jp-NotebookPanel"), "the end", 400)
+    assert explore.errors() == [] and explore.console_errors() == []
 
 
 @pytest.mark.slow
