@@ -81,6 +81,7 @@ def run(blocks: list[Block], folder: Path, seconds: float) -> subprocess.Complet
         text=True,
         timeout=seconds,
     )
+    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     return result
 
 
@@ -96,14 +97,14 @@ def has_code(blocks: list[Block]) -> bool:
 @pytest.mark.parametrize("page", [p for p, blocks in ALL.items() if has_code(runnable(blocks, slow=False))])
 def test_the_code_of_a_page_runs(page, workplace):
     result = run(runnable(ALL[page], slow=False), workplace, FAST_SECONDS)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    assert result.returncode == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p, blocks in ALL.items() if any(b.treatment == "slow" for b in blocks)])
 def test_the_code_of_a_page_runs_with_its_slow_parts(page, workplace):
     result = run(runnable(ALL[page], slow=True), workplace, SLOW_SECONDS)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
+    assert result.returncode == 0
 
 
 def test_what_is_left_out_is_on_the_list():
