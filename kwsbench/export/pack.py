@@ -25,6 +25,11 @@ bits   bytes
        loader expands it to containers in one pass.
 =====  ==========================================================================================
 
+The grid ``table`` (trained centroids) has codes of any value -127..127, at most 2^b different ones in a matrix. Its
+bytes begin with the table, 2^b signed bytes in ascending order (the largest code repeated where there are fewer), and
+q is the index into it less 2^(b-1). Predicted and written bytes include the table. At 8 bits it is ``symmetric``
+without a table.
+
 Where the contract of the formats is silent (order of the blocks, order and bits of the sign planes, polarity
 of 1 bit, order of the stream) the lines above decide.
 """
@@ -51,6 +56,7 @@ def code_range(bits: int, grid: str) -> tuple[int, int, int]:
     bits = check_bits(bits)
     half = 2 ** (bits - 1)
     ranges = {
+        "table": ((-127, 127, 1), range(1, 9)),
         "symmetric": ((1 - half, half - 1, 1), range(2, 9)),
         # 8-bit codes stop at -127: two products -128 * -128 wrap an int16 lane.
         "twos_complement": ((-half, half - 1, 1), range(2, 8)),
@@ -73,14 +79,30 @@ def padded_shape(shape: tuple[int, int]) -> tuple[int, int]:
     return -(-n // ROWS) * ROWS, -(-k // COLUMNS) * COLUMNS
 
 
-def packed_bytes(shape: tuple[int, int], bits: int) -> int:
-    """Bytes that :func:`pack` writes for a weight of ``shape``, padding included.
+def packed_bytes(shape: tuple[int, int], bits: int, grid: str = "odd") -> int:
+    """Bytes that :func:`pack` writes for a weight of ``shape``, padding and table included.
 
     >>> packed_bytes((204, 620), 5)  # 208 x 640 codes
     83200
     """
     n, k = padded_shape(shape)
-    return n * k * check_bits(bits) // 8
+    return n * k * check_bits(bits) // 8 + _table_bytes(bits, grid)
+
+
+def code_table(codes: np.ndarray, bits: int) -> np.ndarray:
+    """The table of a matrix on the grid ``table``: int8 ``[2^b]``, ascending, the last code repeated.
+
+    Raises:
+        ValueError: the matrix has more than 2^b different codes.
+    """
+    distinct = np.unique(codes)
+    if len(distinct) > 2 ** check_bits(bits):
+        raise ValueError(f"{len(distinct)} different codes do not fit a {bits}-bit table of {2**bits}")
+    return np.append(distinct, np.repeat(distinct[-1], 2**bits - len(distinct))).astype(np.int8)
+
+
+def _table_bytes(bits: int, grid: str) -> int:
+    return 2**bits if grid == "table" and bits < 8 else 0
 
 
 def pack(codes: np.ndarray, bits: int, grid: str) -> bytes:
@@ -92,6 +114,10 @@ def pack(codes: np.ndarray, bits: int, grid: str) -> bytes:
     codes = np.asarray(codes)
     if codes.ndim != 2:
         raise ValueError(f"pack takes a matrix of codes, got shape {codes.shape}")
+    if grid == "table" and check_bits(bits) < 8:
+        table = code_table(codes, bits)
+        index = np.searchsorted(table, codes) - 2 ** (bits - 1)
+        return table.tobytes() + _pack(index, bits)
     low, high, step = code_range(bits, grid)
     wide = codes.astype(np.int64)
     outside = (wide != codes) | (wide < low) | (wide > high) | ((wide - low) % step != 0)
@@ -101,10 +127,13 @@ def pack(codes: np.ndarray, bits: int, grid: str) -> bytes:
             f"code {codes[row, column]} at row {row}, column {column} is not one of the {bits}-bit grid "
             f"{grid!r} ({low} to {high} in steps of {step})"
         )
-    q = (wide - 1) // 2 if step == 2 else wide
-    n, k = padded_shape(codes.shape)
+    return _pack((wide - 1) // 2 if step == 2 else wide, bits)
+
+
+def _pack(q: np.ndarray, bits: int) -> bytes:
+    n, k = padded_shape(q.shape)
     padded = np.zeros((n, k), np.uint8)
-    padded[: codes.shape[0], : codes.shape[1]] = (q & (2**bits - 1)).astype(np.uint8)
+    padded[: q.shape[0], : q.shape[1]] = (q & (2**bits - 1)).astype(np.uint8)
     return _WRITERS[bits](_panels(padded), bits).tobytes()
 
 
@@ -114,14 +143,17 @@ def unpack(data: bytes, shape: tuple[int, int], bits: int, grid: str) -> np.ndar
     Raises:
         ValueError: the number of bytes does not belong to this shape and width.
     """
-    step = code_range(bits, grid)[2]
-    expected = packed_bytes(shape, bits)
+    step = 1 if grid == "table" else code_range(bits, grid)[2]
+    expected = packed_bytes(shape, bits, grid)
     if len(data) != expected:
         raise ValueError(f"{bits}-bit codes of shape {tuple(shape)} fill {expected} bytes, got {len(data)}")
+    table = np.frombuffer(data[: _table_bytes(bits, grid)], np.int8)
     n, k = padded_shape(shape)
-    panels = _READERS[bits](np.frombuffer(data, np.uint8), n, k, bits)
+    panels = _READERS[bits](np.frombuffer(data[len(table) :], np.uint8), n, k, bits)
     stored = panels.transpose(0, 2, 1, 3).reshape(n, k)[: shape[0], : shape[1]].astype(np.int16)
     q = stored - ((stored >> (bits - 1)) << bits)  # sign
+    if len(table):
+        return table[q + 2 ** (bits - 1)]
     return (2 * q + 1 if step == 2 else q).astype(np.int8)
 
 

@@ -77,6 +77,11 @@ def _hidden(model: QuantizedSpotter, i: int, s_x: float, largest_input: int) -> 
     if isinstance(constants, folding.Folded):
         factor = model.mean.new_tensor(constants.row_factor)
         codes = _array(model.folded_codes(i, factor)).astype(np.int8)
+        if quantizer.grid == "table" and len(np.unique(codes)) > 2**quantizer.bits:
+            raise LoweringError(
+                f"{name}: rows of negative gain turn the signs of a table that is not symmetric, which then has "
+                f"{len(np.unique(codes))} codes instead of {2**quantizer.bits}: use batchnorm 'unfolded'"
+            )
         return Dense(
             name=name,
             codes=codes,

@@ -27,7 +27,7 @@ FORMAT = "kwsbench-program-1"
 #   twos_complement  b bits -2^(b-1)..2^(b-1)-1
 #   odd              b bits, odd codes -(2^b-1)..2^b-1, stored packed as q = (c - 1) / 2
 #   binary           1-bit -1, +1
-GRIDS = ("symmetric", "twos_complement", "odd", "binary")
+GRIDS = ("symmetric", "twos_complement", "odd", "binary", "table")
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kwsbench.arithmetic.codebook import Codebook
+from kwsbench.quantizers.general import GeneralWeight, general_codebook
 from kwsbench.quantizers.linear import LinearWeight, linear_codebook
 from kwsbench.quantizers.tanh import DorefaWeight, TanhWeight, odd_codebook
 from kwsbench.quantizers.weight import WeightQuantizer
 
-QUANTIZERS: dict[str, type[WeightQuantizer]] = {"linear": LinearWeight, "tanh": TanhWeight, "dorefa": DorefaWeight}
+QUANTIZERS: dict[str, type[WeightQuantizer]] = {
+    "linear": LinearWeight,
+    "tanh": TanhWeight,
+    "dorefa": DorefaWeight,
+    "general": GeneralWeight,
+}
 CODEBOOKS: dict[str, Callable[[int], Codebook]] = {
     "linear": linear_codebook,
     "tanh": odd_codebook,
     "dorefa": odd_codebook,
+    "general": general_codebook,
 }
 # SHA-256 of the file of each registered method: part of the identity of what is trained with it.
 SOURCES: dict[str, str] = {}
@@ -68,9 +75,11 @@ __all__ = [
     "QUANTIZERS",
     "SOURCES",
     "DorefaWeight",
+    "GeneralWeight",
     "LinearWeight",
     "TanhWeight",
     "WeightQuantizer",
+    "general_codebook",
     "linear_codebook",
     "odd_codebook",
     "register",

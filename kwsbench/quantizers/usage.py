@@ -41,7 +41,8 @@ def response(method: str, bits: int, x: np.ndarray) -> Response:
     with torch.no_grad():
         trained.copy_(values)
     codes = quantizer.codes()
-    largest = float(quantizer.codebook.levels[-1] / (quantizer.codebook.step or 1))
+    assert quantizer.codebook.codes is not None
+    largest = float(quantizer.codebook.codes[-1])
     codes.sum().backward()
     assert trained.grad is not None
     latent = quantizer.latent() / (quantizer.step()[:, None] * largest)

@@ -31,6 +31,9 @@ class WeightQuantizer(nn.Module, ABC):
     def latent(self) -> torch.Tensor:
         """The float weight behind the codes, ``[N, K]``."""
 
+    def anneal(self, share: float) -> None:
+        """Told before each training step what share (0 to 1) of the stage is done; 1 is hard, as evaluation is."""
+
     def quantized(self) -> torch.Tensor:
         """``step * codes``, float32 ``[N, K]``."""
         return self.step()[:, None] * self.codes()

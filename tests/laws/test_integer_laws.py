@@ -22,13 +22,16 @@ SMALL = SpotterConfig(("yes", "no"), n_mels=8, stacked_frames=5, hidden=(24, 17,
 
 
 def random_model(plan, seed=0, config=SMALL, kill=None):
-    """A calibrated stage-2 model with random statistics, negative gains included."""
+    """A calibrated stage-2 model with random statistics; negative gains too, where the grid can change sign."""
     generator = torch.Generator().manual_seed(seed)
     model = Spotter(config, seed)
     for norm in model.norms:
         for p in (norm.gain, norm.gamma, norm.beta, norm.mean):
             p.data.normal_(generator=generator)
         norm.var.uniform_(0.5, 2.0, generator=generator)
+        if plan.weights.method == "general" and plan.batchnorm == "folded":
+            norm.gain.data.abs_()
+            norm.gamma.data.abs_()
     for dense in model.dense:
         dense.bias.data.normal_(generator=generator)
     if kill is not None:
@@ -323,13 +326,31 @@ def test_npu_accumulators_against_brute_force(accumulator, bits):
     x = rng.integers(-128, 128, (7, 300)).astype(np.int8)
     x[0] = 127 * np.sign(codes[0])  # drives row 0 out of int16
     bias = rng.integers(-40000, 40000, 5).astype(np.int32)
-    stream, first, stride = npu.weight_stream(codes, bits, "odd" if bits > 1 else "binary")
+    stream, table = npu.weight_stream(codes, bits, "odd" if bits > 1 else "binary")
     acc = np.empty((7, 5), np.int32)
-    overflows = npu.accumulate(x, stream, bits, first, stride, bias, npu.ACCUMULATORS[accumulator], acc)
+    overflows = npu.accumulate(x, stream, bits, table, bias, npu.ACCUMULATORS[accumulator], acc)
     wanted = [[brute_npu(x[t], codes[n], bias[n], accumulator) for n in range(5)] for t in range(7)]
     assert acc.tolist() == [[w[0] for w in row] for row in wanted]
     assert overflows == sum(w[1] for row in wanted for w in row)
     assert (overflows > 0) == (accumulator != "acc32")
+
+
+def test_npu_decodes_any_table():
+    rng = np.random.default_rng(0)
+    levels = np.sort(rng.choice(np.arange(-127, 128), 32, replace=False))
+    codes, x = rng.choice(levels, (5, 33)).astype(np.int8), rng.integers(-128, 128, (7, 33)).astype(np.int8)
+    stream, table = npu.weight_stream(codes, 5, "table")
+    acc = np.empty((7, 5), np.int32)
+    npu.accumulate(x, stream, 5, table, np.zeros(5, np.int32), npu.ACC32, acc)
+    assert np.array_equal(acc, x.astype(int) @ codes.astype(int).T)
+
+
+def test_a_table_does_not_change_sign_in_folding():
+    model = random_model(stage_two_plan(WeightPlan("general", 2), "folded"))
+    with torch.no_grad():
+        model.norms[0].gain[0].neg_()
+    with pytest.raises(LoweringError, match=r"layer0: rows of negative gain .* use batchnorm 'unfolded'"):
+        lower(model)
 
 
 def test_npu_refuses_other_widths_and_codes_off_the_grid():
