@@ -16,7 +16,7 @@ from kwsbench.arithmetic.codebook import Codebook
 from kwsbench.quantizers.general import GeneralWeight, general_codebook
 from kwsbench.quantizers.linear import LinearWeight, linear_codebook
 from kwsbench.quantizers.tanh import DorefaWeight, TanhWeight, odd_codebook
-from kwsbench.quantizers.weight import WeightQuantizer
+from kwsbench.quantizers.weight import HARD_SHARE, WeightQuantizer
 
 QUANTIZERS: dict[str, type[WeightQuantizer]] = {
     "linear": LinearWeight,
@@ -72,6 +72,7 @@ def register(quantizer: type[WeightQuantizer], codebook: Callable[[int], Codeboo
 
 __all__ = [
     "CODEBOOKS",
+    "HARD_SHARE",
     "QUANTIZERS",
     "SOURCES",
     "DorefaWeight",

@@ -27,7 +27,7 @@ from kwsbench.arithmetic.codebook import check_bits
 from kwsbench.export.pack import code_range
 from kwsbench.models.feedforward import EPSILON, ChannelNorm, Spotter, SpotterConfig
 from kwsbench.models.streaming import fresh_ring, stack_frames
-from kwsbench.quantizers import QUANTIZERS, WeightQuantizer
+from kwsbench.quantizers import HARD_SHARE, QUANTIZERS, WeightQuantizer
 from kwsbench.quantizers.gradients import straight_through
 
 RANGE_MOMENTUM = 0.01  # an EMA of 0.99 of the largest activation
@@ -173,6 +173,7 @@ class QuantizedSpotter(nn.Module):
     """A spotter under a plan. ``step`` streams as :class:`Spotter` does; in stage 2 the ring holds int8 values.
 
     Attributes:
+        resting: while True, a training forward of stage 1 has float weights (:meth:`anneal`).
         observing: while True, a forward moves batchnorm statistics and activation ranges (stage 2).
         input_scale: float32 ``[1]``; output_ranges: float32 ``[L - 1]``, the real value of code 127.
     """
@@ -186,7 +187,7 @@ class QuantizedSpotter(nn.Module):
         super().__init__()
         coverage(model.config, plan)
         self.config, self.plan = model.config, plan
-        self.observing = False
+        self.observing = self.resting = False
         self.weights = nn.ModuleList()
         self.biases = nn.ParameterList()
         for i, dense in enumerate(model.dense):
@@ -236,9 +237,19 @@ class QuantizedSpotter(nn.Module):
             x = F.relu(self._affine(self.norm(i), a))
             self.output_ranges[i] = x.max().clamp_min(1e-3)
 
+    def anneal(self, step: int, steps: int, every: int = 1) -> None:
+        """Told before each training step of ``steps``; ``every`` = T: the weights of stage 1 are quantized at each T-th
+        step and float in between, until ``HARD_SHARE`` of the steps. At ``step == steps`` everything is hard."""
+        share = step / steps
+        self.resting = not self.integer and share < HARD_SHARE and step % every != 0
+        for quantizer in self.weights:
+            assert isinstance(quantizer, WeightQuantizer)
+            quantizer.anneal(1.0 if self.integer else share)
+
     def weight(self, layer: int) -> torch.Tensor:
-        """Quantized weights of a layer, ``step * codes``, float32 ``[N, K]``."""
-        return self.quantizer(layer).quantized()
+        """Quantized weights of a layer, ``step * codes`` (soft while they anneal), float32 ``[N, K]``."""
+        quantizer = self.quantizer(layer)
+        return quantizer.latent() if self.resting and self.training else quantizer.quantized()
 
     def quantizer(self, layer: int) -> WeightQuantizer:
         """The weight quantizer of a layer."""

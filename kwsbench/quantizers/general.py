@@ -28,10 +28,9 @@ from torch import nn
 from kwsbench.arithmetic.codebook import Codebook, check_bits, integer_codebook, midpoint_codebook
 from kwsbench.quantizers.gradients import straight_through
 from kwsbench.quantizers.scales import max_abs_scale, mse_scale
-from kwsbench.quantizers.weight import WeightQuantizer
+from kwsbench.quantizers.weight import HARD_SHARE, WeightQuantizer
 
 SHARPNESS = (2.0, 100.0)  # of the softmax, per spacing, at the start and at the end of annealing
-HARD_SHARE = 0.8  # of a stage: from here on everything is hard
 NEIGHBOURS = 4  # centroids in each softmax, the nearest ones: others would get less than exp(-2 a)
 LLOYD_ROUNDS = 60
 # Companding by width. Thresholds halfway in the companded space are not halfway between the levels, which costs SQNR
@@ -195,7 +194,8 @@ def lloyd(values: np.ndarray, levels: int, mu: float) -> np.ndarray:
     """
     values = np.sort(values)
     tail = 0.25 / levels
-    centroids = np.linspace(*np.quantile(values, (tail, 1 - tail)), levels)
+    low, high = np.quantile(values, (tail, 1 - tail))
+    centroids = np.linspace(low, high, levels)
     totals = np.concatenate([[0.0], np.cumsum(values)])
     for _ in range(LLOYD_ROUNDS):
         z = _compand(centroids, mu)

@@ -9,6 +9,9 @@ from torch import nn
 
 from kwsbench.arithmetic.codebook import Codebook
 
+# Soft quantizers are annealed over this share of a stage; the rest of it, as every evaluation, is hard.
+HARD_SHARE = 0.8
+
 
 class WeightQuantizer(nn.Module, ABC):
     """A trained float weight ``[N, K]`` seen through a codebook: the quantized weight is ``step * codes``."""

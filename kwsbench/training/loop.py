@@ -37,7 +37,8 @@ class StageConfig:
     """One stage of training.
 
     ``observe_share``: in stage 2, batchnorm statistics and ranges move during this first share of steps, then freeze.
-    ``mine_every``: steps between minings of hard negatives (0: never).
+    ``quantize_every``: in stage 1 the weights pass their quantizers at every T-th step and are float in between, until
+    annealing ends. ``mine_every``: steps between minings of hard negatives (0: never).
     """
 
     name: str
@@ -47,14 +48,15 @@ class StageConfig:
     final_rate: float = 0.01  # of the learning rate, reached by a cosine
     weight_decay: float = 0.0
     observe_share: float = 0.8
+    quantize_every: int = 1
     mine_every: int = 250
     mine_candidates: int = 40000
     mine_keep: int = 4000
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.learning_rate <= 0:
-            raise ValueError(f"stage {self.name!r} needs steps >= 1 and a positive rate, got {self}")
+        if self.steps < 1 or self.learning_rate <= 0 or self.quantize_every < 1:
+            raise ValueError(f"stage {self.name!r} needs steps, quantize_every >= 1 and a positive rate, got {self}")
 
 
 def train(
@@ -86,6 +88,7 @@ def train(
             for step in range(first, config.steps):
                 if isinstance(model, QuantizedSpotter):
                     model.observing = model.integer and step < config.observe_share * config.steps
+                    model.anneal(step, config.steps, config.quantize_every)
                 if config.mine_every and step and step % config.mine_every == 0:
                     sampler.hard = _mine(model, sampler, config, step)
                 for group in optimizer.param_groups:
@@ -122,6 +125,7 @@ def train(
         bar.close()
         if isinstance(model, QuantizedSpotter):
             model.observing = False
+            model.anneal(config.steps, config.steps)
     model.eval()
     return history
 

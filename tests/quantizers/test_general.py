@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from kwsbench.arithmetic.codebook import integer_form
+from kwsbench.quantizers import HARD_SHARE
 from kwsbench.quantizers.general import (
-    HARD_SHARE,
     SHARPNESS,
     START_MU,
     GeneralWeight,
