@@ -15,6 +15,8 @@ from pathlib import Path
 from kwsbench.arithmetic.codebook import Codebook
 from kwsbench.quantizers.general import GeneralWeight, general_codebook
 from kwsbench.quantizers.linear import LinearWeight, linear_codebook
+from kwsbench.quantizers.lsq import LsqWeight
+from kwsbench.quantizers.regularized import CosineWeight, S8bWeight
 from kwsbench.quantizers.tanh import DorefaWeight, TanhWeight, odd_codebook
 from kwsbench.quantizers.weight import HARD_SHARE, WeightQuantizer
 
@@ -23,12 +25,18 @@ QUANTIZERS: dict[str, type[WeightQuantizer]] = {
     "tanh": TanhWeight,
     "dorefa": DorefaWeight,
     "general": GeneralWeight,
+    "lsq": LsqWeight,
+    "cosine": CosineWeight,
+    "s8b": S8bWeight,
 }
 CODEBOOKS: dict[str, Callable[[int], Codebook]] = {
     "linear": linear_codebook,
     "tanh": odd_codebook,
     "dorefa": odd_codebook,
     "general": general_codebook,
+    "lsq": linear_codebook,
+    "cosine": odd_codebook,
+    "s8b": general_codebook,
 }
 # SHA-256 of the file of each registered method: part of the identity of what is trained with it.
 SOURCES: dict[str, str] = {}
@@ -75,9 +83,12 @@ __all__ = [
     "HARD_SHARE",
     "QUANTIZERS",
     "SOURCES",
+    "CosineWeight",
     "DorefaWeight",
     "GeneralWeight",
     "LinearWeight",
+    "LsqWeight",
+    "S8bWeight",
     "TanhWeight",
     "WeightQuantizer",
     "general_codebook",

@@ -240,11 +240,15 @@ class QuantizedSpotter(nn.Module):
     def anneal(self, step: int, steps: int, every: int = 1) -> None:
         """Told before each training step of ``steps``; ``every`` = T: the weights of stage 1 are quantized at each T-th
         step and float in between, until ``HARD_SHARE`` of the steps. At ``step == steps`` everything is hard."""
-        share = step / steps
-        self.resting = not self.integer and share < HARD_SHARE and step % every != 0
+        self.resting = not self.integer and step < HARD_SHARE * steps and step % every != 0
         for quantizer in self.weights:
             assert isinstance(quantizer, WeightQuantizer)
-            quantizer.anneal(1.0 if self.integer else share)
+            quantizer.anneal(steps if self.integer else step, steps)
+
+    def penalty(self) -> torch.Tensor | None:
+        """Mean of what regularizing quantizers add to the loss; None without any, and in stage 2."""
+        terms = [t for q in self.weights if isinstance(q, WeightQuantizer) and (t := q.penalty()) is not None]
+        return torch.stack(terms).mean() if terms and not self.integer else None
 
     def weight(self, layer: int) -> torch.Tensor:
         """Quantized weights of a layer, ``step * codes`` (soft while they anneal), float32 ``[N, K]``."""

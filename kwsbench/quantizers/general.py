@@ -26,13 +26,13 @@ import torch
 from torch import nn
 
 from kwsbench.arithmetic.codebook import Codebook, check_bits, integer_codebook, midpoint_codebook
+from kwsbench.quantizers import centroids
 from kwsbench.quantizers.gradients import straight_through
 from kwsbench.quantizers.scales import max_abs_scale, mse_scale
 from kwsbench.quantizers.weight import HARD_SHARE, WeightQuantizer
 
 SHARPNESS = (2.0, 100.0)  # of the softmax, per spacing, at the start and at the end of annealing
 NEIGHBOURS = 4  # centroids in each softmax, the nearest ones: others would get less than exp(-2 a)
-LLOYD_ROUNDS = 60
 # Companding by width. Thresholds halfway in the companded space are not halfway between the levels, which costs SQNR
 # where levels are few (0.9 dB at mu = 30 and 2 bits); with many levels it snaps neighbours onto one int8 code.
 START_MU = {1: 2.0, 2: 2.0, 3: 2.0, 4: 2.0, 5: 2.0, 6: 2.0, 7: 1.0, 8: 0.1}
@@ -60,22 +60,8 @@ def general_codebook(bits: int) -> Codebook:
     mu = torch.tensor(START_MU[bits], dtype=torch.float64)
     n = 2**bits - 1
     z = torch.arange(-n, n + 1, 2, dtype=torch.float64) / n
-    codes, step = snap(expand(z, mu).numpy())
+    codes, step = centroids.snap(expand(z, mu).numpy())
     return integer_codebook(np.unique(codes), step)
-
-
-def snap(levels: np.ndarray) -> tuple[np.ndarray, float]:
-    """Sorted levels as ``step * codes``, codes int16 in -127..127: exactly where a step does it, else the level of
-    largest magnitude gets 127 and the others the nearest code (half up)."""
-    peak = float(np.max(np.abs(levels)))
-    if peak == 0:
-        return np.zeros(len(levels), np.int16), 1.0
-    steps = peak / np.arange(1, 128)
-    codes = np.floor(levels / steps[:, None] + 0.5)
-    errors = np.max(np.abs(codes * steps[:, None] - levels), axis=1)
-    exact = np.flatnonzero(errors <= 1e-6 * peak)
-    best = int(exact[0]) if len(exact) else 126
-    return np.clip(codes[best], -127, 127).astype(np.int16), float(steps[best])
 
 
 class GeneralWeight(WeightQuantizer):
@@ -95,21 +81,21 @@ class GeneralWeight(WeightQuantizer):
         array = weight.detach().cpu().numpy().astype(np.float64)
         scale = max_abs_scale(array, 1.0, per_channel)
         mu = START_MU[self.bits]
-        centroids = start_centroids(array / scale[:, None], self.bits, mu)
+        start = start_centroids(array / scale[:, None], self.bits, mu)
         self.weight = nn.Parameter(weight.detach().clone())
         self.log_scale = nn.Parameter(torch.as_tensor(np.log(scale), dtype=torch.float32))
         self.log_mu = nn.Parameter(torch.tensor(float(np.log(mu))))
-        self.centroids = nn.Parameter(torch.as_tensor(centroids, dtype=torch.float32))
+        self.centroids = nn.Parameter(torch.as_tensor(start, dtype=torch.float32))
 
     @property
     def mu(self) -> torch.Tensor:
         """The companding constant, a scalar within ``LOG_MU_RANGE``."""
         return torch.exp(self.log_mu.clamp(*LOG_MU_RANGE))
 
-    def anneal(self, share: float) -> None:
-        """Set the sharpness for a share (0 to 1) of the stage done."""
+    def anneal(self, step: int, steps: int) -> None:
+        """Set the sharpness for a step of a stage."""
         first, last = SHARPNESS
-        done = share / HARD_SHARE
+        done = step / (HARD_SHARE * steps)
         self.sharpness = None if done >= 1 else first * (last / first) ** done
 
     def table(self) -> tuple[np.ndarray, np.ndarray, float]:
@@ -117,7 +103,7 @@ class GeneralWeight(WeightQuantizer):
         mu = self.mu.detach().cpu().double()
         z = self.centroids.detach().cpu().double().sort().values
         levels = expand(z, mu).numpy()
-        codes, step = snap(levels)
+        codes, step = centroids.snap(levels)
         bounds = expand((z[1:] + z[:-1]) / 2, mu).numpy()
         snapped = codes * step
         # Snapping moves a level by half a step; its threshold stays between the levels it parts.
@@ -178,38 +164,11 @@ def start_centroids(x: np.ndarray, bits: int, mu: float) -> np.ndarray:
     """Centroids float64 ``[2^b]`` in the companded space for normalised weights ``[N, K]``.
 
     At 8 bits int8 has no room for uneven levels, nor for a 256th: the codes -127..127 at the scale of least squared
-    error, the last one twice. Else `lloyd`.
+    error, the last one twice. Else Lloyd-Max
+    with the cells that the quantizer itself will use.
     """
     if bits < 8:
-        return lloyd(x.ravel(), 2**bits, mu)
+        # Equal centroids are spread apart by a little, so that each can move.
+        return centroids.compand(centroids.lloyd(x, 2**bits, mu), mu) + 1e-4 * np.linspace(-1, 1, 2**bits)
     even = np.append(np.arange(-127, 128), 127) / 127
-    return _compand(even * mse_scale(x, midpoint_codebook(even), False), mu)
-
-
-def lloyd(values: np.ndarray, levels: int, mu: float) -> np.ndarray:
-    """Centroids float64 ``[levels]`` of normalised weights, in the companded space: even between the outer quantiles,
-    then moved to the mean of their cells ``LLOYD_ROUNDS`` times, with the cells that the quantizer itself will use.
-
-    A cell that runs empty keeps its centroid; equal centroids are spread apart by a little, so that each can move.
-    """
-    values = np.sort(values)
-    tail = 0.25 / levels
-    low, high = np.quantile(values, (tail, 1 - tail))
-    centroids = np.linspace(low, high, levels)
-    totals = np.concatenate([[0.0], np.cumsum(values)])
-    for _ in range(LLOYD_ROUNDS):
-        z = _compand(centroids, mu)
-        edges = np.searchsorted(values, _expand((z[1:] + z[:-1]) / 2, mu))
-        edges = np.concatenate([[0], edges, [len(values)]])
-        counts = np.diff(edges)
-        means = np.diff(totals[edges]) / np.maximum(counts, 1)
-        centroids = np.sort(np.where(counts > 0, means, centroids))
-    return _compand(centroids, mu) + 1e-4 * np.linspace(-1, 1, levels)
-
-
-def _compand(v: np.ndarray, mu: float) -> np.ndarray:
-    return np.sign(v) * np.log1p(mu * np.abs(v)) / np.log1p(mu)
-
-
-def _expand(y: np.ndarray, mu: float) -> np.ndarray:
-    return np.sign(y) * np.expm1(np.abs(y) * np.log1p(mu)) / mu
+    return centroids.compand(even * mse_scale(x, midpoint_codebook(even), False), mu)

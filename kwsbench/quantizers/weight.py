@@ -34,8 +34,12 @@ class WeightQuantizer(nn.Module, ABC):
     def latent(self) -> torch.Tensor:
         """The float weight behind the codes, ``[N, K]``."""
 
-    def anneal(self, share: float) -> None:
-        """Told before each training step what share (0 to 1) of the stage is done; 1 is hard, as evaluation is."""
+    def anneal(self, step: int, steps: int) -> None:
+        """Told before training step ``step`` of ``steps``; ``step == steps`` ends it: hard, as evaluation is."""
+
+    def penalty(self) -> torch.Tensor | None:
+        """What a regularizing method adds to the loss, a scalar; None for the others."""
+        return None
 
     def quantized(self) -> torch.Tensor:
         """``step * codes``, float32 ``[N, K]``."""

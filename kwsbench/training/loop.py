@@ -38,7 +38,8 @@ class StageConfig:
 
     ``observe_share``: in stage 2, batchnorm statistics and ranges move during this first share of steps, then freeze.
     ``quantize_every``: in stage 1 the weights pass their quantizers at every T-th step and are float in between, until
-    annealing ends. ``mine_every``: steps between minings of hard negatives (0: never).
+    annealing ends. ``penalty_weight``: of the penalty of regularizing quantizers at the end; it rises linearly from 0.
+    ``mine_every``: steps between minings of hard negatives (0: never).
     """
 
     name: str
@@ -49,6 +50,7 @@ class StageConfig:
     weight_decay: float = 0.0
     observe_share: float = 0.8
     quantize_every: int = 1
+    penalty_weight: float = 1.0
     mine_every: int = 250
     mine_candidates: int = 40000
     mine_keep: int = 4000
@@ -96,6 +98,9 @@ def train(
                 windows, labels = sampler.batch(step)
                 logits = model(windows)
                 loss = F.cross_entropy(logits, labels)
+                penalty = model.penalty() if isinstance(model, QuantizedSpotter) else None
+                if penalty is not None:
+                    loss = loss + config.penalty_weight * step / config.steps * penalty
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

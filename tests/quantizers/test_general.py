@@ -6,6 +6,7 @@ import torch
 
 from kwsbench.arithmetic.codebook import integer_form
 from kwsbench.quantizers import HARD_SHARE
+from kwsbench.quantizers.centroids import snap
 from kwsbench.quantizers.general import (
     SHARPNESS,
     START_MU,
@@ -13,7 +14,6 @@ from kwsbench.quantizers.general import (
     compand,
     expand,
     general_codebook,
-    snap,
     start_centroids,
 )
 from kwsbench.quantizers.scales import sqnr_db
@@ -148,12 +148,12 @@ def test_hard_gradients_are_straight_through_and_exact_for_centroids(bits):
 def test_soft_tends_to_hard_and_only_a_training_forward_is_soft():
     q = GeneralWeight(weight(), 3)
     hard = q.quantized().detach()
-    q.anneal(0.0)
+    q.anneal(0, 100)
     assert q.sharpness == SHARPNESS[0]
     soft = q.train().quantized().detach()
     assert not torch.equal(soft, hard)
     assert torch.equal(q.eval().quantized().detach(), hard)
-    q.anneal(HARD_SHARE)
+    q.anneal(int(100 * HARD_SHARE), 100)
     assert q.sharpness is None and torch.equal(q.train().quantized().detach(), hard)
     gaps = [(q.softened(a) - hard).abs().median().item() for a in (2.0, 10.0, 100.0)]
     assert gaps[0] > gaps[1] > gaps[2]
@@ -163,7 +163,7 @@ def test_annealing_is_geometric():
     q = GeneralWeight(weight(), 3)
     steps = []
     for share in (0.0, 0.2, 0.4, 0.6):
-        q.anneal(share)
+        q.anneal(int(100 * share), 100)
         steps.append(q.sharpness)
     assert np.allclose(np.diff(np.log(steps)), np.log(SHARPNESS[1] / SHARPNESS[0]) / 4)
 
