@@ -10,7 +10,8 @@ row, w~ = w / s, and trained mu > 0:
     hard:  w^_i = s c_j of the nearest z_j                the thresholds on w~ are F^-1((z_j + z_j+1) / 2)
 
 ``a`` rises geometrically over the first ``HARD_SHARE`` of a stage and the rest is hard, as is every evaluation.
-Distances are in units of the mean spacing of the centroids, so that one schedule serves all widths.
+Distances are in units of the mean spacing of the centroids, so that one schedule serves all widths. The softmax is over
+the two centroids around a weight (over all, the third would get e^-a of their share, at most, and cost 2^b terms).
 
 Hard centroids are snapped to ``step * int8``: a table of at most 2^b int8 codes decodes them, and they run in integer
 arithmetic as they are. Where a step reproduces the centroids exactly it is taken (uniform centroids with mu -> 0 are
@@ -32,7 +33,6 @@ from kwsbench.quantizers.scales import max_abs_scale, mse_scale
 from kwsbench.quantizers.weight import HARD_SHARE, WeightQuantizer
 
 SHARPNESS = (2.0, 100.0)  # of the softmax, per spacing, at the start and at the end of annealing
-NEIGHBOURS = 4  # centroids in each softmax, the nearest ones: others would get less than exp(-2 a)
 # Companding by width. Thresholds halfway in the companded space are not halfway between the levels, which costs SQNR
 # where levels are few (0.9 dB at mu = 30 and 2 bits); with many levels it snaps neighbours onto one int8 code.
 START_MU = {1: 2.0, 2: 2.0, 3: 2.0, 4: 2.0, 5: 2.0, 6: 2.0, 7: 1.0, 8: 0.1}
@@ -147,13 +147,11 @@ class GeneralWeight(WeightQuantizer):
         mu = self.mu
         y = compand(self.weight / scale, mu)
         levels = expand(z, mu)
-        near = min(NEIGHBOURS, len(z))
-        nearest = torch.bucketize(y.detach(), ((z[1:] + z[:-1]) / 2).detach())
-        first = (nearest - near // 2 + (near == NEIGHBOURS)).clamp(0, len(z) - near)
-        at = first[..., None] + torch.arange(near, device=z.device)
+        left = (torch.searchsorted(z.detach(), y.detach(), right=True) - 1).clamp(0, len(z) - 2)
+        low, high = z[left], z[left + 1]
         spacing = ((z[-1] - z[0]) / (len(z) - 1)).clamp_min(1e-6)
-        weights = torch.softmax(-sharpness * (y[..., None] - z[at]).abs() / spacing, dim=-1)
-        return scale * (weights * levels[at]).sum(-1)
+        upper = torch.sigmoid(sharpness * ((y - low).abs() - (y - high).abs()) / spacing)
+        return scale * torch.lerp(levels[left], levels[left + 1], upper)
 
     def latent(self) -> torch.Tensor:
         """The float weight behind the codes."""
