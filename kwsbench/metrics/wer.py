@@ -142,8 +142,8 @@ def wer_difference_interval(
     ours, theirs = _table(errors), _table(baseline)
     if ours.shape != theirs.shape or (ours[:, 1] != theirs[:, 1]).any():
         raise ValueError(
-            f"a paired comparison needs the same utterances in the same order, got {len(ours)} of {int(ours[:, 1].sum())} "
-            f"words and {len(theirs)} of {int(theirs[:, 1].sum())} words"
+            "a paired comparison needs the same utterances in the same order, "
+            f"got {len(ours)} of {int(ours[:, 1].sum())} words and {len(theirs)} of {int(theirs[:, 1].sum())} words"
         )
     differences = _resampled(ours, seed, draws, confidence) - _resampled(theirs, seed, draws, confidence)
     low, high = np.quantile(differences, [0.5 - confidence / 2, 0.5 + confidence / 2])
