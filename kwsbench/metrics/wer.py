@@ -58,12 +58,12 @@ class WordErrors:
 
 @dataclass(frozen=True)
 class RateInterval:
-    """A rate and its interval, from ``utterances`` that were resampled."""
+    """A rate and its interval, from the ``n`` utterances (or speakers) that were resampled."""
 
     rate: float
     low: float
     high: float
-    utterances: int
+    n: int
 
 
 def align(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:

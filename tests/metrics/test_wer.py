@@ -98,7 +98,7 @@ def test_the_interval_is_the_percentiles_of_all_resamples():
     errors = [WordErrors(0, 0, 0, 2), WordErrors(1, 0, 0, 4), WordErrors(3, 0, 0, 3)]
     rates = sorted(sum(e.errors for e in s) / sum(e.words for e in s) for s in itertools.product(errors, repeat=3))
     found = wer_interval(errors, seed=3, draws=20000, confidence=0.8)
-    assert found.rate == 4 / 9 and found.utterances == 3
+    assert found.rate == 4 / 9 and found.n == 3
     assert found.low == pytest.approx(np.quantile(rates, 0.1, method="inverted_cdf"), abs=1e-12)
     assert found.high == pytest.approx(np.quantile(rates, 0.9, method="inverted_cdf"), abs=1e-12)
     assert found == wer_interval(errors, seed=3, draws=20000, confidence=0.8)
