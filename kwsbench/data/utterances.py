@@ -32,7 +32,7 @@ ARRAYS = ("features", "offsets", "speech_end_seconds")
 TEXTS = ("names", "texts", "speakers", "skipped")
 # Every 10 ms frame, 32 bands: the encoder joins frames itself.
 FEATURES = LfbeConfig(n_mels=32, keep_every=1)
-MIX = MixRecipe(snr_db=(10.0, 30.0), far_field=0.0, lead_seconds=0.2, tail_seconds=0.5)
+MIX = MixRecipe(snr_db=(10.0, 30.0), level_dbfs=(-30.0, -20.0), far_field=0.0, lead_seconds=0.2, tail_seconds=0.5)
 
 
 @dataclass(frozen=True, eq=False)
