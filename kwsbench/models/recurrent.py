@@ -1,9 +1,9 @@
-"""LSTM layers in plain matrices (Hochreiter and Schmidhuber 1997; gate order and biases as in ``torch.nn.LSTM``).
+"""LSTM layers (Hochreiter and Schmidhuber 1997) in plain matrices, and a streaming encoder of them.
 
     [i f g o] = W x + b + U h        W: ``input``, U: ``recurrent``, each an ``nn.Linear``
     c' = sigmoid(f) c + sigmoid(i) tanh(g),    h' = sigmoid(o) tanh(c')
 
-One bias, not two: ``torch.nn.LSTM`` adds ``bias_ih`` and ``bias_hh``, which are one number. The two matrices are
+Gates stand in the order of ``torch.nn.LSTM``. One bias, not two: ``torch.nn.LSTM`` adds ``bias_ih`` and ``bias_hh``, which are one number. The two matrices are
 modules of their own, so that whatever replaces an ``nn.Linear`` (a quantized one) can replace each of them.
 
 Exactness. ``step`` works frame by frame: each frame passes through the same calls with the same shapes however the
@@ -12,6 +12,9 @@ product, whose sums a BLAS may order differently; it agrees with ``step`` to flo
 """
 
 from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,6 +66,89 @@ class LstmLayer(nn.Module):
             state = self.update(driven, state)
             outputs.append(state[0])
         return stacked(outputs, x, self.hidden)
+
+
+@dataclass(frozen=True)
+class LstmEncoderConfig:
+    """Layers of ``hidden``; ``stack`` log-mel frames make one input, and after the layer ``reduce_after`` (1: after the
+    first) ``reduction`` outputs make one input of the next."""
+
+    n_mels: int = 32
+    stack: int = 3
+    hidden: int = 160
+    layers: int = 3
+    reduce_after: int = 1
+    reduction: int = 2
+
+    def __post_init__(self) -> None:
+        if min(asdict(self).values()) < 1:
+            raise ValueError(f"all sizes of an encoder must be at least 1, got {self}")
+        if self.reduction > 1 and not self.reduce_after < self.layers:
+            raise ValueError(
+                f"time is reduced between layers: reduce_after must lie below layers, got {self.reduce_after} and "
+                f"{self.layers}; reduction=1 leaves it out"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class LstmEncoderState:
+    """All that the encoder remembers: frames not yet joined, outputs not yet reduced, one ``(h, c)`` per layer."""
+
+    pending: torch.Tensor  # [B, < stack, n_mels]
+    unreduced: torch.Tensor  # [B, < reduction, hidden]
+    layers: tuple[LstmState, ...]
+
+
+class LstmEncoder(nn.Module):
+    """Streaming LSTM encoder: normalised log-mel frames ``[B, T, n_mels]`` -> ``[B, T // frames_joined, width]``."""
+
+    def __init__(self, config: LstmEncoderConfig, generator: torch.Generator):
+        super().__init__()
+        self.config = config
+        sizes = [config.n_mels * config.stack] + [config.hidden] * (config.layers - 1)
+        if config.reduction > 1:
+            sizes[config.reduce_after] *= config.reduction
+        self.layers: Any = nn.ModuleList(LstmLayer(size, config.hidden, generator) for size in sizes)
+
+    @property
+    def width(self) -> int:
+        """Size of an encoder frame."""
+        return self.config.hidden
+
+    @property
+    def frames_joined(self) -> int:
+        """Log-mel frames per encoder frame."""
+        return self.config.stack * self.config.reduction
+
+    def fresh(self, batch: int = 1) -> LstmEncoderState:
+        """The state before the first frame."""
+        c, like = self.config, next(self.parameters())
+        return LstmEncoderState(
+            like.new_zeros(batch, 0, c.n_mels),
+            like.new_zeros(batch, 0, c.hidden),
+            tuple(layer.fresh(batch) for layer in self.layers),
+        )
+
+    def step(self, x: torch.Tensor, state: LstmEncoderState) -> tuple[torch.Tensor, LstmEncoderState]:
+        """Frames ``[B, T, n_mels]``, any T -> the encoder frames they complete, and the next state."""
+        x, pending = join_frames(x, state.pending, self.config.stack)
+        unreduced, states = state.unreduced, []
+        for number, (layer, layer_state) in enumerate(zip(self.layers, state.layers)):
+            if self.config.reduction > 1 and number == self.config.reduce_after:
+                x, unreduced = join_frames(x, unreduced, self.config.reduction)
+            x, layer_state = layer.step(x, layer_state)
+            states.append(layer_state)
+        return x, LstmEncoderState(pending, unreduced, tuple(states))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Whole recordings from the fresh state, for training. Padding at the end does not reach back."""
+        fresh = self.fresh(len(x))
+        x, _ = join_frames(x, fresh.pending, self.config.stack)
+        for number, layer in enumerate(self.layers):
+            if self.config.reduction > 1 and number == self.config.reduce_after:
+                x, _ = join_frames(x, fresh.unreduced, self.config.reduction)
+            x = layer(x)
+        return x
 
 
 def stacked(frames: list[torch.Tensor], like: torch.Tensor, width: int) -> torch.Tensor:

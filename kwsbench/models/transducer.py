@@ -8,7 +8,7 @@ any other is emitted and moves the prediction network. What the symbols are (wor
 knows how many there are.
 
 An encoder is any module with ``config``, ``width``, ``frames_joined``, ``fresh(batch)``, ``step(x, state)`` and
-``forward(x)``: ``LstmEncoder`` here, ``ConformerEncoder`` in conformer.py. ``step`` takes any number of log-mel frames
+``forward(x)``: see ``ENCODERS``. ``step`` takes any number of log-mel frames
 and gives the encoder frames they complete. A whole recording is a step from the fresh state, and every chunking of it
 gives the same bits (batch size and thread count held fixed): all arithmetic is done frame by frame with the same
 shapes. ``forward`` (training) does several frames in one product and agrees with it to float rounding only.
@@ -26,32 +26,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from kwsbench.models.bifocal import BifocalConfig, BifocalEncoder
 from kwsbench.models.conformer import ConformerConfig, ConformerEncoder
-from kwsbench.models.recurrent import LstmLayer, LstmState, join_frames, linear
+from kwsbench.models.recurrent import LstmEncoder, LstmEncoderConfig, LstmLayer, LstmState, linear
 
 BLANK = 0
-
-
-@dataclass(frozen=True)
-class LstmEncoderConfig:
-    """Layers of ``hidden``; ``stack`` log-mel frames make one input, and after the layer ``reduce_after`` (1: after the
-    first) ``reduction`` outputs make one input of the next."""
-
-    n_mels: int = 32
-    stack: int = 3
-    hidden: int = 160
-    layers: int = 3
-    reduce_after: int = 1
-    reduction: int = 2
-
-    def __post_init__(self) -> None:
-        if min(asdict(self).values()) < 1:
-            raise ValueError(f"all sizes of an encoder must be at least 1, got {self}")
-        if self.reduction > 1 and not self.reduce_after < self.layers:
-            raise ValueError(
-                f"time is reduced between layers: reduce_after must lie below layers, got {self.reduce_after} and "
-                f"{self.layers}; reduction=1 leaves it out"
-            )
+ENCODERS: dict[str, tuple[Any, Any]] = {
+    "lstm": (LstmEncoderConfig, LstmEncoder),
+    "conformer": (ConformerConfig, ConformerEncoder),
+    "bifocal": (BifocalConfig, BifocalEncoder),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +43,7 @@ class TransducerConfig:
     """``symbols`` counts the blank; ``labels_per_frame`` is the most that decoding emits at one encoder frame."""
 
     symbols: int
-    encoder: LstmEncoderConfig | ConformerConfig = field(default_factory=LstmEncoderConfig)
+    encoder: LstmEncoderConfig | ConformerConfig | BifocalConfig = field(default_factory=LstmEncoderConfig)
     embedding: int = 48
     prediction: int = 96
     joint: int = 128
@@ -72,78 +56,18 @@ class TransducerConfig:
             raise ValueError(f"all sizes must be at least 1, got {self}")
 
     def to_json(self) -> dict[str, Any]:
-        kind = "conformer" if isinstance(self.encoder, ConformerConfig) else "lstm"
+        kind = next(kind for kind, (config, _) in ENCODERS.items() if type(self.encoder) is config)
         return {**asdict(self), "encoder": {"kind": kind, **asdict(self.encoder)}}
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> TransducerConfig:
         encoder = dict(values["encoder"])
-        kinds = {"lstm": LstmEncoderConfig, "conformer": ConformerConfig}
         kind = encoder.pop("kind")
-        if kind not in kinds:
-            raise ValueError(f"unknown encoder {kind!r}: one of {', '.join(kinds)}")
-        return TransducerConfig(**{**values, "encoder": kinds[kind](**encoder)})
-
-
-@dataclass(frozen=True, eq=False)
-class LstmEncoderState:
-    """All that the encoder remembers: frames not yet joined, outputs not yet reduced, one ``(h, c)`` per layer."""
-
-    pending: torch.Tensor  # [B, < stack, n_mels]
-    unreduced: torch.Tensor  # [B, < reduction, hidden]
-    layers: tuple[LstmState, ...]
-
-
-class LstmEncoder(nn.Module):
-    """Streaming LSTM encoder: normalised log-mel frames ``[B, T, n_mels]`` -> ``[B, T // frames_joined, width]``."""
-
-    def __init__(self, config: LstmEncoderConfig, generator: torch.Generator):
-        super().__init__()
-        self.config = config
-        sizes = [config.n_mels * config.stack] + [config.hidden] * (config.layers - 1)
-        if config.reduction > 1:
-            sizes[config.reduce_after] *= config.reduction
-        self.layers: Any = nn.ModuleList(LstmLayer(size, config.hidden, generator) for size in sizes)
-
-    @property
-    def width(self) -> int:
-        """Size of an encoder frame."""
-        return self.config.hidden
-
-    @property
-    def frames_joined(self) -> int:
-        """Log-mel frames per encoder frame."""
-        return self.config.stack * self.config.reduction
-
-    def fresh(self, batch: int = 1) -> LstmEncoderState:
-        """The state before the first frame."""
-        c, like = self.config, next(self.parameters())
-        return LstmEncoderState(
-            like.new_zeros(batch, 0, c.n_mels),
-            like.new_zeros(batch, 0, c.hidden),
-            tuple(layer.fresh(batch) for layer in self.layers),
-        )
-
-    def step(self, x: torch.Tensor, state: LstmEncoderState) -> tuple[torch.Tensor, LstmEncoderState]:
-        """Frames ``[B, T, n_mels]``, any T -> the encoder frames they complete, and the next state."""
-        x, pending = join_frames(x, state.pending, self.config.stack)
-        unreduced, states = state.unreduced, []
-        for number, (layer, layer_state) in enumerate(zip(self.layers, state.layers)):
-            if self.config.reduction > 1 and number == self.config.reduce_after:
-                x, unreduced = join_frames(x, unreduced, self.config.reduction)
-            x, layer_state = layer.step(x, layer_state)
-            states.append(layer_state)
-        return x, LstmEncoderState(pending, unreduced, tuple(states))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Whole recordings from the fresh state, for training. Padding at the end does not reach back."""
-        fresh = self.fresh(len(x))
-        x, _ = join_frames(x, fresh.pending, self.config.stack)
-        for number, layer in enumerate(self.layers):
-            if self.config.reduction > 1 and number == self.config.reduce_after:
-                x, _ = join_frames(x, fresh.unreduced, self.config.reduction)
-            x = layer(x)
-        return x
+        if kind not in ENCODERS:
+            raise ValueError(f"unknown encoder {kind!r}: one of {', '.join(ENCODERS)}")
+        if kind == "bifocal":
+            encoder |= {name: LstmEncoderConfig(**encoder[name]) for name in ("small", "large")}
+        return TransducerConfig(**{**values, "encoder": ENCODERS[kind][0](**encoder)})
 
 
 class Prediction(nn.Module):
@@ -200,11 +124,8 @@ class Transducer(nn.Module):
         super().__init__()
         self.config = config
         generator = torch.Generator().manual_seed(seed)
-        self.encoder: LstmEncoder | ConformerEncoder
-        if isinstance(config.encoder, ConformerConfig):
-            self.encoder = ConformerEncoder(config.encoder, generator)
-        else:
-            self.encoder = LstmEncoder(config.encoder, generator)
+        make = next(make for kind, make in ENCODERS.values() if type(config.encoder) is kind)
+        self.encoder: Any = make(config.encoder, generator)
         self.prediction = Prediction(config, generator)
         self.joiner = Joiner(self.encoder.width, config, generator)
         self.register_buffer("mean", torch.zeros(config.encoder.n_mels))

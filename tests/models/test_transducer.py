@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from kwsbench.models.bifocal import BifocalConfig
 from kwsbench.models.conformer import ConformerConfig, ConformerEncoder
 from kwsbench.models.recurrent import LstmLayer, join_frames
 from kwsbench.models.transducer import LstmEncoderConfig, Transducer, TransducerConfig
@@ -13,8 +14,9 @@ LSTM = LstmEncoderConfig(n_mels=5, stack=2, hidden=12, layers=3, reduce_after=2,
 PLAIN = LstmEncoderConfig(n_mels=5, stack=1, hidden=12, layers=1, reduction=1)
 CONFORMER = ConformerConfig(n_mels=5, stack=3, width=16, blocks=2, heads=4, kernel=4, left_context=5)
 NARROW = ConformerConfig(n_mels=5, stack=2, width=8, blocks=1, heads=2, kernel=1, left_context=0)
+BIFOCAL = BifocalConfig(LstmEncoderConfig(5, 2, 6, 2, 1, 3), LSTM, switch_at=4)
 ENCODERS = pytest.mark.parametrize(
-    "encoder", [LSTM, PLAIN, CONFORMER, NARROW], ids=["lstm", "plain", "conformer", "narrow"]
+    "encoder", [LSTM, PLAIN, CONFORMER, NARROW, BIFOCAL], ids=["lstm", "plain", "conformer", "narrow", "bifocal"]
 )
 
 
@@ -136,6 +138,25 @@ def test_the_distance_bias_belongs_to_the_same_frame_streamed_and_whole():
         torch.testing.assert_close(model.encoder(x), streamed(model.encoder, x, 7), atol=1e-12, rtol=0)
 
 
+@torch.no_grad()
+def test_the_bifocal_pair_is_its_two_encoders_before_and_after_the_switch():
+    encoder = transducer(BIFOCAL).encoder.double()
+    x = frames(61).double()
+    at = 4 * encoder.frames_joined
+    small, _ = encoder.small.step(x[:, :at], encoder.small.fresh())
+    large, _ = encoder.large.step(x[:, at:], encoder.large.fresh())
+    expected = torch.cat([encoder.widen(small), large], 1)
+    torch.testing.assert_close(streamed(encoder, x, 5), expected, atol=1e-12, rtol=0)
+    encoder.switch_at = 0
+    assert torch.equal(streamed(encoder, x, 61), encoder.large.step(x, encoder.large.fresh())[0])
+    encoder.switch_at = 1000
+    state = encoder.fresh()
+    first, state = encoder.step(x[:, : at - 3], state)
+    state = encoder.switch_now(state)  # in the middle of encoder frame 3: the large one begins with frame 4
+    second, state = encoder.step(x[:, at - 3 :], encoder.switch_now(state))
+    torch.testing.assert_close(torch.cat([first, second], 1), expected, atol=1e-12, rtol=0)
+
+
 def test_frames_are_joined_oldest_first_and_none_is_lost():
     x = torch.arange(14.0).reshape(1, 7, 2)
     joined, pending = join_frames(x[:, :2], x[:, :0], 3)
@@ -189,6 +210,8 @@ def test_a_configuration_survives_json(encoder):
         (lambda: LstmEncoderConfig(hidden=0), "at least 1"),
         (lambda: LstmEncoderConfig(layers=2, reduce_after=2), "reduce_after must lie below layers, got 2 and 2"),
         (lambda: ConformerConfig(width=10, heads=4), "multiple of heads, got 10 and 4"),
+        (lambda: BifocalConfig(LSTM, PLAIN), "both encoders need the same stack, got 2 and 1"),
+        (lambda: BifocalConfig(LSTM, LSTM, -1), "from 0 on, got -1"),
         (lambda: ConformerConfig(left_context=-1), "at least 1"),
         (lambda: TransducerConfig(1), "at least one symbol, got symbols=1"),
         (lambda: TransducerConfig(5, joint=0), "at least 1"),
