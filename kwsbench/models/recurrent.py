@@ -3,8 +3,8 @@
     [i f g o] = W x + b + U h        W: ``input``, U: ``recurrent``, each an ``nn.Linear``
     c' = sigmoid(f) c + sigmoid(i) tanh(g),    h' = sigmoid(o) tanh(c')
 
-Gates stand in the order of ``torch.nn.LSTM``. One bias, not two: ``torch.nn.LSTM`` adds ``bias_ih`` and ``bias_hh``, which are one number. The two matrices are
-modules of their own, so that whatever replaces an ``nn.Linear`` (a quantized one) can replace each of them.
+Gates stand in the order of ``torch.nn.LSTM``. One bias, not two: its ``bias_ih`` and ``bias_hh`` are one number. The
+two matrices are modules of their own, so that whatever replaces an ``nn.Linear`` (a quantized one) can replace each.
 
 Exactness. ``step`` works frame by frame: each frame passes through the same calls with the same shapes however the
 stream was cut, so every chunking gives the same bits. ``forward`` is for training: it multiplies all frames by W in one
