@@ -8,10 +8,13 @@ import torch
 
 from kwsbench.data.audio import SAMPLE_RATE, write_flac
 from kwsbench.data.corpora import SPLITS, Clip, Corpus, open_corpus
+from kwsbench.data.transcribed import character_vocabulary, open_librispeech
+from kwsbench.data.utterances import build_utterances
 from kwsbench.features.lfbe import LfbeConfig
 from kwsbench.models.conformer import ConformerConfig
+from kwsbench.models.transducer import Transducer, TransducerConfig
 from kwsbench.training.commands import COMMAND_PROFILES, CommandProfile, train_commands
-from kwsbench.training.transducer import TransducerTraining
+from kwsbench.training.transducer import TransducerTraining, UtteranceSampler, recognise_bank, train_transducer
 
 TINY = CommandProfile(
     TransducerTraining("float", steps=120, learning_rate=1e-2, batch=8, warmup_steps=5, mask_bands=1, mask_frames=3),
@@ -61,3 +64,24 @@ def test_recorded_commands_are_recognised(speech_root, tmp_path, profile):
     words = ("bed", "cat", "down", "go", "happy", "left", "no", "off", "on", "right", "stop", "up", "yes")
     run = train_commands(open_corpus(speech_root), words, COMMAND_PROFILES[profile], 0, tmp_path, progress=False)
     assert run.recognised.total.rate < 0.7, run.recognised.total.text()
+
+
+def test_a_librispeech_shaped_folder_trains_by_characters(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder, speaker in (("train-clean-100", 1), ("dev-clean", 2), ("test-clean", 3)):
+        chapter = tmp_path / "LibriSpeech" / folder / str(speaker) / "10"
+        chapter.mkdir(parents=True)
+        for n in range(4):
+            write_flac(chapter / f"{speaker}-10-{n:04d}.flac", (0.1 * rng.standard_normal(12000)).astype(np.float32))
+        lines = [f"{speaker}-10-{n:04d} IT'S NOISE {'Z' * n}\n" for n in range(4)]
+        (chapter / f"{speaker}-10.trans.txt").write_text("".join(lines[: 3 if speaker == 1 else 4]))
+    corpus = open_librispeech(tmp_path / "LibriSpeech")
+    assert [item.reason for item in corpus.skipped] == ["no transcript: no line in 1-10.trans.txt"]
+    banks = {s: build_utterances(corpus, s, features=TINY.features, progress=False) for s in ("train", "test")}
+    letters = character_vocabulary(corpus.texts("train"))
+    model = Transducer(TransducerConfig(letters.size, TINY.encoder, 8, 16, 16), 0)
+    sampler = UtteranceSampler(banks["train"], letters, model, 0)
+    history = train_transducer(model, sampler, replace(TINY.training, steps=21), progress=False)
+    assert len(sampler.labels) == 3 and history["loss"][-1] < history["loss"][0]
+    recognised = recognise_bank(model, banks["test"], letters, TINY.features, width=2)
+    assert recognised.total.words == 2 + 3 * 3 and recognised.speakers == ("3",) * 4
