@@ -120,7 +120,7 @@ def test_commands_offer_what_they_take(folders, tmp_path):
     assert offered("kwsbench runs compare a", tmp_path) == ["abc"]
     assert offered("kwsbench runs prune sweeps/widths --state f", tmp_path) == ["failed"]
     assert offered("kwsbench train stage_", tmp_path) == ["stage_one", "stage_two"]
-    assert offered("kwsbench train float --method ", tmp_path) == ["linear", "tanh", "dorefa"]
+    assert offered("kwsbench train float --method ", tmp_path) == list(QUANTIZERS)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["data", "--help"], ["result", "--help"], ["doctor", "--help"]])
