@@ -59,6 +59,37 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, header
 
 
+def training_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Model and optimizer as named tensors, for :func:`write_tensors` in the middle of training."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
+    return tensors
+
+
+def restore_training(
+    path: Path, tensors: dict[str, torch.Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Put back what :func:`training_tensors` gave; ``path`` names the file in errors.
+
+    Raises:
+        CheckpointError: the tensors are those of another model.
+    """
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is a checkpoint of another model: {error}") from error
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, i, name = key.split(".")
+            state.setdefault(int(i), {})[name] = value
+    whole = optimizer.state_dict()
+    whole["state"] = state
+    optimizer.load_state_dict(whole)
+
+
 def save_model(path: str | Path, model: Spotter | QuantizedSpotter, extra: dict[str, Any] | None = None) -> None:
     """Save a float or quantized spotter."""
     header: dict[str, Any] = {"config": model.config.to_json(), "plan": None, "extra": extra or {}}

@@ -24,7 +24,13 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from kwsbench.quantizers.attach import QuantizedSpotter
-from kwsbench.training.checkpoints import CheckpointError, read_tensors, write_tensors
+from kwsbench.training.checkpoints import (
+    CheckpointError,
+    read_tensors,
+    restore_training,
+    training_tensors,
+    write_tensors,
+)
 from kwsbench.training.sampler import WindowSampler
 
 # (stage, steps done, history so far); see `watching`
@@ -215,9 +221,7 @@ def _mine(model: nn.Module, sampler: WindowSampler, config: StageConfig, step: i
 
 
 def _save(path, model, optimizer, sampler, config, history, step) -> None:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
+    tensors = training_tensors(model, optimizer)
     tensors["hard"] = torch.as_tensor(sampler.hard)
     write_tensors(path, tensors, {"stage": asdict(config), "step": step, "history": history, "seed": sampler.seed})
 
@@ -226,19 +230,7 @@ def _restore(path, model, optimizer, sampler, config, history) -> int:
     tensors, header = read_tensors(path)
     if header.get("stage") != asdict(config) or header.get("seed") != sampler.seed:
         raise CheckpointError(f"{path} belongs to another stage or seed; delete it or give this run its own folder")
-    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} is a checkpoint of another model: {error}") from error
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, i, name = key.split(".")
-            state.setdefault(int(i), {})[name] = value
-    whole = optimizer.state_dict()
-    whole["state"] = state
-    optimizer.load_state_dict(whole)
+    restore_training(path, tensors, model, optimizer)
     sampler.hard = tensors["hard"].numpy()
     for k in history:
         history[k] = header["history"][k]

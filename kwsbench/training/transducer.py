@@ -28,7 +28,14 @@ from kwsbench.features.lfbe import LfbeConfig
 from kwsbench.metrics.wer import WordErrors, total_errors, word_errors
 from kwsbench.models.decoding import Greedy, listen, listen_start
 from kwsbench.models.transducer import Transducer, TransducerConfig
-from kwsbench.training.checkpoints import CheckpointError, OtherModelError, read_tensors, write_tensors
+from kwsbench.training.checkpoints import (
+    CheckpointError,
+    OtherModelError,
+    read_tensors,
+    restore_training,
+    training_tensors,
+    write_tensors,
+)
 from kwsbench.training.loop import StageConfig, deferred_interrupt, learning_rate
 from kwsbench.training.transducer_loss import transducer_loss
 
@@ -314,9 +321,7 @@ def _padded(items: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 def _save(path, model, optimizer, sampler, config, history, step) -> None:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
+    tensors = training_tensors(model, optimizer)
     header = {"training": asdict(config), "step": step, "history": history, "source": _source(sampler)}
     write_tensors(path, tensors, header)
 
@@ -325,19 +330,7 @@ def _restore(path, model, optimizer, sampler, config, history) -> int:
     tensors, header = read_tensors(path)
     if header.get("training") != asdict(config) or header.get("source") != _source(sampler):
         raise CheckpointError(f"{path} belongs to another run, seed or data; delete it or give this run its own folder")
-    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} is a checkpoint of another model: {error}") from error
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, i, name = key.split(".")
-            state.setdefault(int(i), {})[name] = value
-    whole = optimizer.state_dict()
-    whole["state"] = state
-    optimizer.load_state_dict(whole)
+    restore_training(path, tensors, model, optimizer)
     for k in history:
         history[k] = header["history"][k]
     return int(header["step"])
