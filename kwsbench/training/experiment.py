@@ -36,7 +36,7 @@ from kwsbench.metrics.events import DetectorConfig
 from kwsbench.metrics.scores import Scores, keyword_scores
 from kwsbench.models.feedforward import Spotter, SpotterConfig
 from kwsbench.quantizers import SOURCES
-from kwsbench.quantizers.attach import QuantizedSpotter, WeightPlan, stage_two_plan
+from kwsbench.quantizers.attach import QuantizedSpotter, WeightPlan, stage_one_plan, stage_two_plan
 from kwsbench.training import stages
 from kwsbench.training.checkpoints import CheckpointError, OtherModelError, load_model, read_tensors, save_model
 from kwsbench.training.loop import StageConfig
@@ -170,7 +170,8 @@ class System:
     seed: int = 0
     weights: WeightPlan | None = None
     batchnorm: str | None = None  # stage_two and post_training; None: the experiment's own
-    layer_bits: tuple[int, ...] | None = None  # post_training: the width of each layer, instead of ``weights.bits``
+    layer_bits: tuple[int, ...] | None = None  # the width of each layer, instead of ``weights.bits``
+    quantize_every: int = 1  # T of stage 1 (``training.loop.StageConfig``), and of the stage 1 behind a stage 2
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -178,10 +179,15 @@ class System:
         if (self.weights is None) != (self.kind in ("float", "control")):
             raise ValueError(f"a {self.kind} system {'needs' if self.weights is None else 'has no'} weight plan")
         if self.layer_bits is not None:
-            if self.kind != "post_training":
-                raise ValueError(f"only post_training systems take a width per layer, got one for {self.kind}")
+            if self.weights is None:
+                raise ValueError(f"a {self.kind} system has no weight plan, so no width per layer either")
             for bits in self.layer_bits:
                 check_bits(bits)
+        if self.quantize_every < 1 or self.quantize_every != 1 and self.kind not in ("stage_one", "stage_two"):
+            raise ValueError(
+                f"quantize_every is a number of steps from 1, for stage_one and stage_two alone; got "
+                f"{self.quantize_every} for {self.kind}"
+            )
 
     @property
     def label(self) -> str:
@@ -192,7 +198,18 @@ class System:
         form = "" if self.batchnorm is None else f", {self.batchnorm}"
         stage = {"stage_one": "stage 1", "stage_two": "stage 2", "post_training": "post-training"}[self.kind]
         width = w.bits if self.layer_bits is None else "/".join(map(str, self.layer_bits))
-        return f"{stage}, {width}-bit {w.method}{' per row' if w.per_channel else ''}{form}"
+        rows = " per row" if w.per_channel else ""
+        often = "" if self.quantize_every == 1 else f", every {self.quantize_every} steps"
+        return f"{stage}, {width}-bit {w.method}{rows}{form}{often}"
+
+    @property
+    def layer_weights(self) -> dict[int, WeightPlan]:
+        """The plan of each layer that has a width of its own."""
+        return (
+            {}
+            if self.weights is None
+            else {i: replace(self.weights, bits=b) for i, b in enumerate(self.layer_bits or ())}
+        )
 
 
 @dataclass
@@ -363,21 +380,24 @@ class Experiment:
             return stages.train_control(start, sampler, p.control_stage, checkpoint, self.progress)
         assert system.weights is not None
         batchnorm = system.batchnorm or self.spec.batchnorm
+        plan = stage_two_plan(system.weights, batchnorm, self.spec.rounding, system.layer_weights)
         if system.kind == "stage_two":
             assert isinstance(start, QuantizedSpotter)
-            plan = stage_two_plan(system.weights, batchnorm, self.spec.rounding)
             return stages.train_stage_two(start, plan, sampler, p.stage_two, checkpoint, self.progress)
         assert isinstance(start, Spotter)
         if system.kind == "stage_one":
-            return stages.train_stage_one(start, system.weights, sampler, p.stage_one, checkpoint, self.progress)
-        exceptions = {i: replace(system.weights, bits=b) for i, b in enumerate(system.layer_bits or ())}
-        plan = stage_two_plan(system.weights, batchnorm, self.spec.rounding, exceptions)
+            plan = stage_one_plan(system.weights, system.layer_weights)
+            return stages.train_stage_one(start, plan, sampler, self._stage_one(system), checkpoint, self.progress)
         return stages.post_training(start, plan, sampler), {}
+
+    def _stage_one(self, system: System) -> StageConfig:
+        stage = self.spec.profile.stage_one
+        return stage if system.quantize_every == 1 else replace(stage, quantize_every=system.quantize_every)
 
     def parent(self, system: System) -> System:
         """The system that this one starts from."""
         if system.kind == "stage_two":
-            return System("stage_one", system.seed, system.weights)
+            return replace(system, kind="stage_one", batchnorm=None)
         return System("float", system.seed)
 
     # ------------------------------------------------------------ identities
@@ -388,7 +408,7 @@ class Experiment:
         own: dict[str, Any] = {
             "float": {"stage": asdict(p.float_stage), "model": self.spec.model.to_json()},
             "control": {"stage": asdict(p.control_stage)},
-            "stage_one": {"stage": asdict(p.stage_one)},
+            "stage_one": {"stage": asdict(self._stage_one(system))},
             "stage_two": {"stage": asdict(p.stage_two)},
             "post_training": {},
         }[system.kind]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from kwsbench.models.feedforward import Spotter, SpotterConfig
-from kwsbench.quantizers.attach import Plan, QuantizedSpotter, WeightPlan, stage_one_plan
+from kwsbench.quantizers.attach import Plan, QuantizedSpotter
 from kwsbench.training.loop import StageConfig, train
 from kwsbench.training.sampler import WindowSampler
 
@@ -51,14 +51,14 @@ def train_control(
 
 def train_stage_one(
     model: Spotter,
-    weights: WeightPlan,
+    plan: Plan,
     sampler: WindowSampler,
     stage: StageConfig,
     checkpoint: Path | None,
     progress: bool,
 ) -> tuple[QuantizedSpotter, History]:
-    """Stage 1: dense weights through the quantizer, the rest in float."""
-    quantized = QuantizedSpotter(model, stage_one_plan(weights)).to(sampler.features.device)
+    """Stage 1: dense weights through the quantizers of ``plan`` (``stage_one_plan``), the rest in float."""
+    quantized = QuantizedSpotter(model, plan).to(sampler.features.device)
     return quantized, train(quantized, sampler, stage, checkpoint, progress)
 
 

@@ -247,7 +247,7 @@ def test_the_stages_learn_and_the_later_ones_start_from_the_earlier():
     stage = replace(STAGE, steps=150)
     model, history = stages.train_float(CONFIG, s, stage, 0, None, False)
     assert np.mean(history["error"][-2:]) < 0.1
-    one, _ = stages.train_stage_one(model, WeightPlan("tanh", 2), s, stage, None, False)
+    one, _ = stages.train_stage_one(model, stage_one_plan(WeightPlan("tanh", 2)), s, stage, None, False)
     two, history = stages.train_stage_two(one, stage_two_plan(WeightPlan("tanh", 2)), s, stage, None, False)
     assert np.mean(history["error"][-3:]) < 0.2  # 0.25: always answering "no"
     control, _ = stages.train_control(model, s, stage, None, False)
@@ -262,7 +262,7 @@ def test_stages_leave_their_start_alone_and_calibrate():
     assert torch.allclose(model.inverse_std, 1 / torch.from_numpy(s.std))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     stages.train_control(model, s, stage, None, False)
-    one, _ = stages.train_stage_one(model, WeightPlan("tanh", 4), s, stage, None, False)
+    one, _ = stages.train_stage_one(model, stage_one_plan(WeightPlan("tanh", 4)), s, stage, None, False)
     baseline = stages.post_training(model, stage_two_plan(WeightPlan("linear", 8), "folded", "double"), s)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     before = {k: v.clone() for k, v in one.state_dict().items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,9 +130,11 @@ def _cached_systems(root: Path) -> list[tuple[System, Path]]:
             plan = own.get("weights")
             weights = None if plan is None else WeightPlan(plan["method"], plan["bits"], plan["per_channel"])
             layer_bits = tuple(own["layer_bits"]) if "layer_bits" in own else None
-            systems = [System(identity["kind"], identity["seed"], weights, None, layer_bits)]
+            first = {"stage_one": identity, "stage_two": identity.get("parent")}.get(identity["kind"])
+            every = 1 if first is None else first["own"]["stage"]["quantize_every"]
+            systems = [System(identity["kind"], identity["seed"], weights, None, layer_bits, every)]
             if "batchnorm" in own:
-                systems.append(System(identity["kind"], identity["seed"], weights, own["batchnorm"], layer_bits))
+                systems.append(replace(systems[0], batchnorm=own["batchnorm"]))
         except (ValueError, KeyError, TypeError):
             continue  # not ours, or of a version before
         found += [(system, path.parent) for system in systems]
@@ -152,7 +154,7 @@ def _named(systems: list[System]) -> dict[str, System]:
 
 
 def _without_batchnorm(system: System) -> System:
-    return System(system.kind, system.seed, system.weights, None, system.layer_bits)
+    return replace(system, batchnorm=None)
 
 
 def _label(experiment: Experiment) -> str:
