@@ -24,12 +24,20 @@ USER_ERRORS = (ValueError, OSError, RuntimeError, FloatingPointError)
 
 @data_app.command("fetch")
 def fetch_command(
-    name: Annotated[str, typer.Argument(help="speech-commands (the public v0.02 archive, 2.4 GB)")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="speech-commands (2.4 GB), librispeech-dev-clean, -test-clean (0.3 GB), -train-clean-100 (6.4 GB), "
+            "-train-clean-360 (23 GB)"
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="folder that receives the corpus")] = Path("data"),
 ) -> None:
     """Download a public corpus: resumable, checksum verified, unpacked safely.
 
     Example: kwsbench data fetch speech-commands
+
+    Example: kwsbench data fetch librispeech-dev-clean
     """
     from kwsbench.data.fetch import fetch
 

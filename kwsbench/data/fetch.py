@@ -1,8 +1,10 @@
 """Download of public corpora: resumable, checked, unpacked safely.
 
-`fetch("speech-commands", folder)` brings Speech Commands v0.02 (CC BY 4.0, Warden 2018, arXiv 1804.03209). An
-archive is kept as `<name>.part` while it grows; a cut connection is resumed by an HTTP Range request, in the
-same run or the next. Only an archive with the published SHA-256 gets its name, and only that is unpacked.
+`fetch("speech-commands", folder)` brings Speech Commands v0.02 (CC BY 4.0, Warden 2018, arXiv 1804.03209),
+`fetch("librispeech-dev-clean", folder)` a set of LibriSpeech (CC BY 4.0, Panayotov et al. 2015, openslr.org/12) to
+`folder/LibriSpeech/dev-clean`. An archive is kept as `<name>.part` while it grows; a cut connection is resumed by an
+HTTP Range request, in the same run or the next. Only an archive with the published SHA-256 gets its name, and only that
+is unpacked.
 """
 
 import hashlib
@@ -32,13 +34,17 @@ class FetchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar.gz on the web: its published SHA-256 and size, its size unpacked (about), where to unpack it."""
+    """A tar.gz on the web: its published SHA-256 and size, its size unpacked (about), where to unpack it.
+
+    ``inside``: the one folder of the archive that becomes ``folder``; what lies beside it is left out. "": all of it.
+    """
 
     url: str
     sha256: str
     size_bytes: int
     unpacked_bytes: int
     folder: str
+    inside: str = ""
 
 
 # Checksum and size as in the checksum list of tensorflow-datasets; torchaudio publishes the same SHA-256.
@@ -49,7 +55,26 @@ SPEECH_COMMANDS = Archive(
     unpacked_bytes=3_800_000_000,
     folder="speech_commands_v0.02",
 )
-ARCHIVES = MappingProxyType({"speech-commands": SPEECH_COMMANDS})
+
+
+def _librispeech(name: str, size_bytes: int, sha256: str) -> Archive:
+    """A set of LibriSpeech, beside the others; its FLAC files gain nothing from the archive's compression."""
+    folder = f"LibriSpeech/{name}"
+    url = f"https://www.openslr.org/resources/12/{name}.tar.gz"
+    return Archive(url, sha256, size_bytes, size_bytes * 21 // 20, folder, inside=folder)
+
+
+# SHA-256 as in torchaudio (openslr.org/12 itself publishes MD5), sizes as in Kaldi's and ESPnet's download scripts.
+LIBRISPEECH = (
+    _librispeech("dev-clean", 337_926_286, "76f87d090650617fca0cac8f88b9416e0ebf80350acb97b343a85fa903728ab3"),
+    _librispeech("test-clean", 346_663_984, "39fde525e59672dc6d1551919b1478f724438a95aa55f874b576be21967e6c23"),
+    _librispeech("train-clean-100", 6_387_309_499, "d4ddd1d5a6ab303066f14971d768ee43278a5f2a0aa43dc716b0e64ecbbbf6e2"),
+    _librispeech("train-clean-360", 23_049_477_885, "146a56496217e96c14334a160df97fffedd6e0a04e66b9c5af0d40be3c792ecf"),
+)
+ARCHIVES = MappingProxyType(
+    {"speech-commands": SPEECH_COMMANDS}
+    | {f"librispeech-{archive.folder.rpartition('/')[2]}": archive for archive in LIBRISPEECH}
+)
 
 
 def fetch(archive: str | Archive, directory: str | Path, progress: bool = True) -> Path:
@@ -70,7 +95,7 @@ def fetch(archive: str | Archive, directory: str | Path, progress: bool = True) 
     file = directory / archive.url.rsplit("/", 1)[-1]
     _check_space(directory, archive, file)
     download(archive, file, progress=progress)
-    unpack(file, folder, progress=progress)
+    unpack(file, folder, archive.inside, progress=progress)
     return folder
 
 
@@ -128,8 +153,8 @@ def download(
     return file
 
 
-def unpack(file: str | Path, folder: str | Path, progress: bool = True) -> None:
-    """Unpack a tar.gz into `folder`, which appears only when complete.
+def unpack(file: str | Path, folder: str | Path, inside: str = "", progress: bool = True) -> None:
+    """Unpack a tar.gz, or what it holds in its folder `inside`, into `folder`, which appears only when complete.
 
     Files and folders only: links, devices, absolute names and names that lead outside are refused with
     FetchError before anything of theirs is written.
@@ -146,8 +171,10 @@ def unpack(file: str | Path, folder: str | Path, progress: bool = True) -> None:
             tqdm(unit=" files", desc="unpack", disable=not progress) as bar,
         ):
             for member in tar:
-                _unpack_member(tar, member, unfinished)
+                _unpack_member(tar, member, unfinished, PurePosixPath(inside))
                 bar.update()
+        if not any(unfinished.iterdir()):
+            raise FetchError(f"{file} cannot be unpacked: it holds nothing{' in ' + inside if inside else ''}")
         (unfinished / UNPACKED_MARK).write_text(f"{file.name}\n")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(unfinished, folder)
@@ -159,13 +186,15 @@ def unpack(file: str | Path, folder: str | Path, progress: bool = True) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, root: Path) -> None:
+def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, root: Path, inside: PurePosixPath) -> None:
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or "\\" in member.name or ":" in member.name:
         raise FetchError(f"refused: the archive holds {member.name!r}, which leads outside the folder")
     if not (member.isreg() or member.isdir()):
         raise FetchError(f"refused: {member.name!r} in the archive is neither a file nor a folder")
-    path = root.joinpath(*name.parts)
+    if not name.is_relative_to(inside):
+        return
+    path = root.joinpath(*name.relative_to(inside).parts)
     if member.isdir():
         path.mkdir(parents=True, exist_ok=True)
         return

@@ -6,6 +6,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -92,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served(content: bytes, *plan: str) -> Iterator[tuple[Archive, Server]]:
+def served(content: bytes, *plan: str, published: bytes = GOOD) -> Iterator[tuple[Archive, Server]]:
     state, released = Server(content, list(plan)), threading.Event()
     handler = type("Bound", (Handler,), {"state": state, "released": released})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -100,7 +101,7 @@ def served(content: bytes, *plan: str) -> Iterator[tuple[Archive, Server]]:
     thread.start()
     try:
         url = f"http://127.0.0.1:{server.server_address[1]}/corpus.tar.gz"
-        yield Archive(url, hashlib.sha256(GOOD).hexdigest(), len(GOOD), 400_000, "corpus"), state
+        yield Archive(url, hashlib.sha256(published).hexdigest(), len(published), 400_000, "corpus"), state
     finally:
         released.set()
         server.shutdown()
@@ -208,8 +209,48 @@ def test_the_published_archive_is_the_one_asked_for():
     archive = ARCHIVES["speech-commands"]
     assert archive.url.endswith("speech_commands_v0.02.tar.gz")
     assert archive.size_bytes == 2428923189 and len(bytes.fromhex(archive.sha256)) == 32
-    with pytest.raises(ValueError, match="unknown corpus 'speech': one of speech-commands"):
+    with pytest.raises(ValueError, match="unknown corpus 'speech': one of speech-commands, librispeech-dev-clean"):
         fetch("speech", ".")
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHIVES if name.startswith("librispeech-")])
+def test_librispeech_sets_come_from_their_page_and_lie_beside_each_other(name):
+    archive = ARCHIVES[name]
+    what = name.removeprefix("librispeech-")
+    assert archive.url == f"https://www.openslr.org/resources/12/{what}.tar.gz"
+    assert archive.folder == archive.inside == f"LibriSpeech/{what}"
+    assert len(bytes.fromhex(archive.sha256)) == 32 and archive.unpacked_bytes > archive.size_bytes > 3e8
+
+
+LIBRISPEECH = tar_gz(
+    [
+        (member("LibriSpeech", tarfile.DIRTYPE), b""),
+        (member("LibriSpeech/LICENSE.TXT"), b"CC BY 4.0\n"),
+        (member("LibriSpeech/dev-clean/84/121123/84-121123.trans.txt"), b"84-121123-0000 GO\n"),
+        (member("LibriSpeech/dev-clean/84/121123/84-121123-0000.flac"), NOISE),
+    ]
+)
+
+
+def test_a_set_is_resumed_and_unpacked_into_its_own_folder_beside_others(tmp_path):
+    other = tmp_path / "LibriSpeech" / "test-clean" / "1"
+    other.mkdir(parents=True)
+    with served(LIBRISPEECH, "cut", "whole", published=LIBRISPEECH) as (archive, state):
+        archive = replace(archive, folder="LibriSpeech/dev-clean", inside="LibriSpeech/dev-clean")
+        folder = fetch(archive, tmp_path, progress=False)
+        assert state.ranges == [None, "bytes=70000-"]
+        assert fetch(archive, tmp_path, progress=False) == folder == tmp_path / "LibriSpeech" / "dev-clean"
+        assert len(state.ranges) == 2
+    assert (folder / "84/121123/84-121123-0000.flac").read_bytes() == NOISE
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["dev-clean", "test-clean"]
+    assert sorted(p.name for p in folder.iterdir()) == [".complete", "84"]
+
+
+def test_an_archive_without_the_folder_that_is_wanted_is_refused(tmp_path):
+    (tmp_path / "a.tar.gz").write_bytes(LIBRISPEECH)
+    with pytest.raises(FetchError, match="holds nothing in LibriSpeech/train-clean-100"):
+        unpack(tmp_path / "a.tar.gz", tmp_path / "corpus", "LibriSpeech/train-clean-100", progress=False)
+    assert not (tmp_path / "corpus").exists()
 
 
 def test_a_full_disk_is_noticed_before_the_download(tmp_path):
