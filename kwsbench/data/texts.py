@@ -98,3 +98,26 @@ def _sentence(rng: np.random.Generator) -> str:
     if shape == 4:
         return f"{pick(TIMES)}, {clause}, but {pick(PEOPLE)} {pick(PAST)}."
     return f"{pick(OPENINGS)} {pick(PEOPLE)} {pick(PAST)} {pick(TIMES)}, and the {pick(WORDS)} was gone."
+
+DEVICES = ("lamp", "radio", "heating", "camera", "music", "fan")
+ROOMS = ("kitchen", "garden", "hall", "bedroom")
+NUMBERS = ("two", "three", "five", "seven", "ten", "twenty")
+DAYS = ("today", "tomorrow", "tonight")
+CHORES = ("call my mother", "close the window", "open the gate", "call the doctor", "buy bread", "lock the door")
+
+
+def requests() -> tuple[str, ...]:
+    """All sentences of a small grammar of requests to a house, sorted."""
+    lines = {f"turn {way} the {device}" for way in ("on", "off") for device in DEVICES}
+    lines |= {f"{line} in the {room}" for line in lines for room in ROOMS}
+    lines |= {f"is the {device} on in the {room}" for device in DEVICES for room in ROOMS}
+    lines |= {f"set {what} for {n} {unit}" for what in ("a timer", "an alarm") for n in NUMBERS
+              for unit in ("minutes", "hours")}  # fmt: skip
+    lines |= {f"remind me {day} to {chore}" for day in DAYS for chore in CHORES}
+    lines |= {f"{chore} please" for chore in CHORES} | set(CHORES)
+    lines |= {f"how {how} is it {where}" for how in ("cold", "warm") for where in (*DAYS, "in the garden")}
+    lines |= {"stop the music", "what time is it", "louder please", "quieter please", "good night"}
+    return tuple(sorted(lines))
+
+
+REQUESTS = requests()
