@@ -42,7 +42,7 @@ class GateConstants:
 
 
 def gate_constants(input_unit: np.ndarray, state_unit: np.ndarray, bias: np.ndarray) -> GateConstants:
-    """Section 8. ``input_unit``, ``state_unit``: real value of one unit of each accumulator, float64 ``[1]`` or ``[N]``.
+    """Section 8. ``input_unit``, ``state_unit``: of one unit of each accumulator, real float64 ``[1]`` or ``[N]``.
 
     Raises:
         ValueError: a unit or bias that is not finite, or beyond what a shift of 1..50 and a bias of 51 bits hold.
@@ -53,13 +53,15 @@ def gate_constants(input_unit: np.ndarray, state_unit: np.ndarray, bias: np.ndar
     bad = np.flatnonzero(~(np.isfinite(bias) & np.isfinite(largest) & (largest > 0) & (rho_x >= 0) & (rho_h >= 0)))
     if len(bad):
         n = int(bad[0])
-        raise ValueError(f"row {n} of a gate has units {rho_x[n]:.3g}, {rho_h[n]:.3g} and bias {bias[n]:.3g}: not finite")
+        raise ValueError(
+            f"row {n} of a gate has units {rho_x[n]:.3g}, {rho_h[n]:.3g} and bias {bias[n]:.3g}: not above 0"
+        )
     fraction, exponent = np.frexp(largest)
     exponent = exponent.astype(np.int64) + (round_half_up(fraction * 2.0**MULTIPLIER_BITS) == 2.0**MULTIPLIER_BITS)
     shift = MULTIPLIER_BITS - exponent
     if np.any((shift < 1) | (shift > 50)):
         n = int(np.flatnonzero((shift < 1) | (shift > 50))[0])
-        raise ValueError(f"row {n} of a gate needs a shift of {shift[n]}, outside 1..50: check the scales of its weights")
+        raise ValueError(f"row {n} of a gate needs a shift of {shift[n]}, outside 1..50: check its weights' scales")
     scale = np.ldexp(1.0, shift)
     wide = round_half_up(bias * 2.0**GATE_BITS * scale)
     if np.any(np.abs(wide) >= BIAS_LIMIT):

@@ -9,16 +9,13 @@ Saved as one safetensors file: tensors plus a JSON header in its metadata.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from kwsbench.files import replacing
+from kwsbench.integer.storage import put_together, read_file, take_apart, write_file
 
 FORMAT = "kwsbench-program-1"
 
@@ -122,16 +119,7 @@ class Program:
             "input.mean": self.input.mean,
             "input.inverse_std": self.input.inverse_std,
         }
-        headers = []
-        for i, layer in enumerate(self.layers):
-            header: dict[str, Any] = {"kind": layer.kind}
-            for f in fields(layer):
-                value = getattr(layer, f.name)
-                if isinstance(value, np.ndarray):
-                    tensors[f"{i}.{f.name}"] = np.ascontiguousarray(value)
-                else:
-                    header[f.name] = asdict(value) if isinstance(value, Proof) else value
-            headers.append(header)
+        headers = [{"kind": layer.kind, **take_apart(layer, str(i), tensors)} for i, layer in enumerate(self.layers)]
         meta = {
             "format": FORMAT,
             "keywords": list(self.keywords),
@@ -142,8 +130,7 @@ class Program:
             "layers": headers,
             "metadata": self.metadata,
         }
-        with replacing(path) as temporary:
-            save_file(tensors, str(temporary), metadata={"kwsbench": json.dumps(meta, sort_keys=True)})
+        write_file(path, tensors, meta)
 
 
 def load_program(path: str | Path) -> Program:
@@ -153,24 +140,8 @@ def load_program(path: str | Path) -> Program:
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated, or is not a kwsbench program.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no program at {path}")
-    try:
-        with safe_open(str(path), framework="numpy") as f:
-            meta = json.loads((f.metadata() or {}).get("kwsbench", "null"))
-            tensors = {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file ({error}); write it again") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a kwsbench program (expected format {FORMAT})")
-    layers = []
-    for i, header in enumerate(meta["layers"]):
-        cls = LAYERS[header["kind"]]
-        values = {k: v for k, v in header.items() if k != "kind"}
-        values["proof"] = Proof(**values["proof"])
-        values |= {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{i}.")}
-        layers.append(cls(**values))
+    meta, tensors = read_file(path, FORMAT, "program")
+    layers = [put_together(LAYERS[h["kind"]], h, str(i), tensors) for i, h in enumerate(meta["layers"])]
     return Program(
         keywords=tuple(meta["keywords"]),
         n_mels=meta["n_mels"],

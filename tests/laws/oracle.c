@@ -135,3 +135,72 @@ void unfold(int64_t n, const double *g, const double *o, double s_w, double s_x,
         b[i] = clamp((wide)round_up(o[i] / s_b), -127, 127);
     }
 }
+
+/* Section 8: curves. 0 is the sigmoid, 1 tanh. */
+static int64_t entry(int kind, int64_t i) {
+    long double at = (long double)(i - 256) / 32;
+    long double v = kind ? tanhl(at) : 1 / (1 + expl(-at));
+    int64_t t = (int64_t)floorl(v * 32768 + 0.5L);
+    return t < 32767 ? t : 32767;
+}
+
+static int64_t tables[2][513];
+
+void make_curves(int64_t *out) {
+    for (int kind = 0; kind < 2; kind++)
+        for (int64_t i = 0; i < 513; i++) out[kind * 513 + i] = tables[kind][i] = entry(kind, i);
+}
+
+static int64_t curve(int kind, int64_t z) {
+    int64_t j = (int64_t)floor_div((wide)z + 32768, 128), r = (int64_t)((wide)z + 32768 - (wide)j * 128);
+    const int64_t *t = tables[kind];
+    return t[j] + (int64_t)half_up((wide)(t[j + 1] - t[j]) * r, 128);
+}
+
+void curve_many(int64_t n, int64_t kind, const int64_t *z, int64_t *out) {
+    for (int64_t i = 0; i < n; i++) out[i] = curve((int)kind, z[i]);
+}
+
+/* Section 8: constants of one row, {m_x, m_h, b, S}; rho_x = input_unit 2^12, rho_h = state_unit 2^12. */
+void gate_row(double input_unit, double state_unit, double bias, int64_t *out) {
+    double rho_x = input_unit * 4096, rho_h = state_unit * 4096;
+    int e;
+    double f = frexp(rho_x > rho_h ? rho_x : rho_h, &e);
+    if (round_up(f * 16777216) == 16777216) e++;
+    out[3] = 24 - e;
+    double unit = ldexp(1, 24 - e);
+    out[0] = (int64_t)round_up(rho_x * unit);
+    out[1] = (int64_t)round_up(rho_h * unit);
+    out[2] = (int64_t)round_up(bias * 4096 * unit);
+}
+
+/* Section 8: z of n rows. */
+static int64_t gate(int64_t row, int64_t kx, int64_t kh, const int8_t *x, const int8_t *h, const int8_t *cw,
+                    const int8_t *cu, const int64_t *mx, const int64_t *mh, const int64_t *b, const int64_t *s) {
+    wide v = (wide)dot(x, cw + row * kx, kx) * mx[row] + (wide)dot(h, cu + row * kh, kh) * mh[row] + b[row];
+    return clamp(half_up(v, (wide)1 << s[row]), -32768, 32767);
+}
+
+/* Section 8: an LSTM layer over t frames; h, c are the state before, and after; y takes every h. */
+void lstm_layer(int64_t t, int64_t kx, int64_t hidden, const int8_t *x, const int8_t *cw, const int8_t *cu,
+                const int64_t *mx, const int64_t *mh, const int64_t *b, const int64_t *s, int8_t *h, int16_t *c, int8_t *y) {
+    for (int64_t i = 0; i < t; i++) {
+        int8_t *out = y + i * hidden;
+        for (int64_t n = 0; n < hidden; n++) {
+            int64_t z[4];
+            for (int64_t q = 0; q < 4; q++) z[q] = gate(q * hidden + n, kx, hidden, x + i * kx, h, cw, cu, mx, mh, b, s);
+            wide grown = (wide)16 * curve(0, z[1]) * c[n] + (wide)curve(0, z[0]) * curve(1, z[2]);
+            c[n] = (int16_t)clamp(half_up(grown, 1 << 19), -32768, 32767);
+            int64_t bent = curve(1, clamp((wide)2 * c[n], -32768, 32767));
+            out[n] = (int8_t)clamp(half_up((wide)curve(0, z[3]) * bent, 1 << 23), -128, 127);
+        }
+        for (int64_t n = 0; n < hidden; n++) h[n] = out[n];
+    }
+}
+
+/* Section 9: hidden values of the joiner. */
+void joint(int64_t n, int64_t ke, int64_t kp, const int8_t *e, const int8_t *p, const int8_t *ce, const int8_t *cp,
+           const int64_t *me, const int64_t *mp, const int64_t *b, const int64_t *s, int8_t *y) {
+    for (int64_t i = 0; i < n; i++)
+        y[i] = (int8_t)clamp(half_up(curve(1, gate(i, ke, kp, e, p, ce, cp, me, mp, b, s)), 256), -128, 127);
+}

@@ -5,10 +5,6 @@ Needs a C compiler with 128-bit integers (gcc or clang on a 64-bit machine); wit
 """
 
 import ctypes
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,36 +20,6 @@ from kwsbench.quantizers import QUANTIZERS
 from kwsbench.quantizers.attach import QuantizedSpotter, WeightPlan, stage_two_plan
 
 MODES = {"single": 0, "double": 1, "double_up": 2}
-
-
-@pytest.fixture(scope="module")
-def c(tmp_path_factory):
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not compiler:
-        pytest.skip("no C compiler on PATH (cc, gcc or clang): the C oracle cannot be built")
-    source = Path(__file__).with_name("oracle.c")
-    library = tmp_path_factory.mktemp("oracle") / "oracle.so"
-    flags = ["-O1", "-std=gnu11", "-Wall", "-Werror", "-ffp-contract=off", "-shared", "-fPIC"]
-    built = subprocess.run(
-        [*compiler.split(), *flags, "-o", str(library), str(source), "-lm"], capture_output=True, text=True
-    )
-    assert built.returncode == 0, built.stderr
-    loaded = ctypes.CDLL(str(library))
-    loaded.dense.restype = ctypes.c_int64
-    return loaded
-
-
-def call(function, *arguments):
-    """Arrays by address, int as int64, float as double, float32 as float, ctypes values as they are."""
-    as_c = {int: ctypes.c_int64, float: ctypes.c_double, np.float32: ctypes.c_float}
-    passed = []
-    for a in arguments:
-        if isinstance(a, np.ndarray):
-            assert a.flags.c_contiguous
-            passed.append(ctypes.c_void_p(a.ctypes.data))
-        else:
-            passed.append(as_c.get(type(a), lambda value: value)(a))
-    return function(*passed)
 
 
 def accumulators(seed, count):
@@ -73,7 +39,7 @@ def accumulators(seed, count):
 
 
 @pytest.mark.parametrize("rounding", MODES)
-def test_requantization_equals_c(c, rounding):
+def test_requantization_equals_c(c, call, rounding):
     acc, m, s = accumulators(MODES[rounding], 60_000)
     want = np.empty_like(acc)
     call(c.requantize_many, len(acc), acc, m, s, ctypes.c_int(MODES[rounding]), want)
@@ -87,7 +53,7 @@ def test_requantization_equals_c(c, rounding):
     assert np.sum(ties.astype(bool) & (np.abs(want) < 128)) > 1000
 
 
-def test_unfolded_requantization_equals_c(c):
+def test_unfolded_requantization_equals_c(c, call):
     rng = np.random.default_rng(3)
     n = 60_000
     acc, a, b = rng.integers(-(2**24), 2**24, n), rng.integers(-127, 128, n), rng.integers(-127, 128, n)
@@ -108,7 +74,7 @@ def test_unfolded_requantization_equals_c(c):
     assert in_numba == want[:6000].tolist()
 
 
-def test_folded_constants_equal_c(c):
+def test_folded_constants_equal_c(c, call):
     rng = np.random.default_rng(4)
     n = 5000
     g, o = rng.normal(size=n), rng.normal(size=n)
@@ -125,7 +91,7 @@ def test_folded_constants_equal_c(c):
 
 
 @pytest.mark.parametrize("rows", [False, True])
-def test_unfolded_constants_equal_c(c, rows):
+def test_unfolded_constants_equal_c(c, call, rows):
     for seed in range(200):
         rng = np.random.default_rng(seed)
         g, o = rng.normal(size=7), rng.normal(size=7) * rng.choice([0.0, 0.1, 10.0])
@@ -140,7 +106,7 @@ def test_unfolded_constants_equal_c(c, rows):
         assert 2**14 <= got.m1 < 2**15
 
 
-def c_layer(c, x, layer):
+def c_layer(c, call, x, layer):
     """One layer of a program in C."""
     shape = len(x), len(layer.codes), layer.codes.shape[1]
     if isinstance(layer, OutputDense):
@@ -164,7 +130,7 @@ FORMS = [("unfolded", "single"), ("folded", "single"), ("folded", "double"), ("f
 
 @pytest.mark.parametrize("form, rounding", FORMS)
 @pytest.mark.parametrize("method, bits", [(m, b) for m in sorted(QUANTIZERS) for b in (1, 2, 5, 8)])
-def test_whole_programs_equal_c(c, method, bits, form, rounding):
+def test_whole_programs_equal_c(c, call, method, bits, form, rounding):
     generator = torch.Generator().manual_seed(bits)
     model = Spotter(CONFIG, bits)
     for norm in model.norms:
@@ -194,7 +160,7 @@ def test_whole_programs_equal_c(c, method, bits, form, rounding):
     backends = ["reference", "neon", "neon_sdot"] + (["npu"] if bits in npu.NPU_BITS else [])
     traces = {name: run.trace(program, x, name) for name in backends}
     for i, layer in enumerate(program.layers):
-        x = c_layer(c, x, layer)
+        x = c_layer(c, call, x, layer)
         for name in backends:
             assert np.array_equal(traces[name][i], x), (layer.name, name)
         assert len(np.unique(x)) > 3
