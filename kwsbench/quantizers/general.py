@@ -123,11 +123,18 @@ class GeneralWeight(WeightQuantizer):
         """Real value of one code unit, float32 ``[1]`` or ``[N]``."""
         return torch.exp(self.log_scale) * self.table()[2]
 
+    @torch.no_grad()
+    def cells(self) -> torch.Tensor:
+        """Which of the 2^b centroids each weight takes when hard, counted from the lowest: int64 ``[N, K]``."""
+        bounds, _, _ = self.table()
+        x = self.weight / torch.exp(self.log_scale)[:, None]
+        return torch.bucketize(x.double(), torch.as_tensor(bounds, device=x.device), right=True)
+
     def codes(self) -> torch.Tensor:
         """Integer codes as float32 ``[N, K]``, always hard."""
-        bounds, table, step = self.table()
+        _, table, step = self.table()
         x = self.weight / torch.exp(self.log_scale)[:, None]
-        cells = torch.bucketize(x.detach().double(), torch.as_tensor(bounds, device=x.device), right=True)
+        cells = self.cells()
         exact = torch.as_tensor(table.astype(np.int64), device=x.device)[cells]
         levels = expand(self.centroids.sort().values, self.mu)
         moved = (levels - levels.detach())[cells]  # zero, with the gradient of each cell's centroid
@@ -147,15 +154,27 @@ class GeneralWeight(WeightQuantizer):
         mu = self.mu
         y = compand(self.weight / scale, mu)
         levels = expand(z, mu)
-        left = (torch.searchsorted(z.detach(), y.detach(), right=True) - 1).clamp(0, len(z) - 2)
-        low, high = z[left], z[left + 1]
-        spacing = ((z[-1] - z[0]) / (len(z) - 1)).clamp_min(1e-6)
-        upper = torch.sigmoid(sharpness * ((y - low).abs() - (y - high).abs()) / spacing)
+        left, upper = _assignment(y, z, sharpness)
         return scale * torch.lerp(levels[left], levels[left + 1], upper)
+
+    @torch.no_grad()
+    def undecided(self, sharpness: float, sure: float) -> float:
+        """The share of weights of which no centroid has ``sure`` of the softmax."""
+        z = self.centroids.sort().values
+        _, upper = _assignment(compand(self.weight / torch.exp(self.log_scale)[:, None], self.mu), z, sharpness)
+        return float((torch.maximum(upper, 1 - upper) < sure).double().mean())
 
     def latent(self) -> torch.Tensor:
         """The float weight behind the codes."""
         return self.weight
+
+
+def _assignment(y: torch.Tensor, z: torch.Tensor, sharpness: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The lower one of the two centroids around each companded weight, and the upper one's part of the softmax."""
+    left = (torch.searchsorted(z.detach(), y.detach(), right=True) - 1).clamp(0, len(z) - 2)
+    low, high = z[left], z[left + 1]
+    spacing = ((z[-1] - z[0]) / (len(z) - 1)).clamp_min(1e-6)
+    return left, torch.sigmoid(sharpness * ((y - low).abs() - (y - high).abs()) / spacing)
 
 
 def start_centroids(x: np.ndarray, bits: int, mu: float) -> np.ndarray:

@@ -36,6 +36,7 @@ from kwsbench.metrics.events import DetectorConfig
 from kwsbench.metrics.scores import Scores, keyword_scores
 from kwsbench.models.feedforward import Spotter, SpotterConfig
 from kwsbench.quantizers import SOURCES
+from kwsbench.quantizers.annealing import AnnealingRecord
 from kwsbench.quantizers.attach import QuantizedSpotter, WeightPlan, stage_one_plan, stage_two_plan
 from kwsbench.training import stages
 from kwsbench.training.checkpoints import CheckpointError, OtherModelError, load_model, read_tensors, save_model
@@ -48,6 +49,7 @@ KINDS = ("float", "control", "stage_one", "stage_two", "post_training")
 # Part of every artifact's identity: raise it when the same settings would train or compute something else.
 ARTIFACT_VERSION = 2
 SPECS = "experiments"  # folder under ``root``: the specs of all experiments that were opened there
+ANNEALING = "annealing.npz"  # in the folder of a stage 1 whose centroids anneal
 # Seeds of the evaluation mixtures: fixed, so that every system and every training seed meets the same audio.
 MIX_SEED = {"train": 1, "validation": 2, "test": 3}
 
@@ -183,7 +185,7 @@ class System:
                 raise ValueError(f"a {self.kind} system has no weight plan, so no width per layer either")
             for bits in self.layer_bits:
                 check_bits(bits)
-        if self.quantize_every < 1 or self.quantize_every != 1 and self.kind not in ("stage_one", "stage_two"):
+        if self.quantize_every < 1 or (self.quantize_every != 1 and self.kind not in ("stage_one", "stage_two")):
             raise ValueError(
                 f"quantize_every is a number of steps from 1, for stage_one and stage_two alone; got "
                 f"{self.quantize_every} for {self.kind}"
@@ -331,7 +333,8 @@ class Experiment:
         folder = file.parent
         folder.mkdir(parents=True, exist_ok=True)
         # What an earlier model left behind, one that was deleted to be trained again, would be stale.
-        for old in (*folder.glob("scores-*"), *folder.glob("equality-*"), folder / "program.safetensors"):
+        stale = (folder / "program.safetensors", folder / ANNEALING)
+        for old in (*folder.glob("scores-*"), *folder.glob("equality-*"), *stale):
             old.unlink(missing_ok=True)
         write_json(folder / "config.json", self.identity(system))
         checkpoint = folder / "checkpoint.safetensors"
@@ -340,8 +343,10 @@ class Experiment:
                 read_tensors(checkpoint)
             except CheckpointError as error:
                 set_aside(checkpoint, error)
-        model, history = self._make(system, checkpoint)
+        model, history, annealing = self._make(system, checkpoint)
         write_json(folder / "history.json", history)
+        if annealing is not None:
+            annealing.save(folder / ANNEALING)
         save_model(file, model.eval(), {"system": system.label, "seed": system.seed})
         checkpoint.unlink(missing_ok=True)
 
@@ -353,6 +358,12 @@ class Experiment:
         """Loss and error over the steps of a system's own stage."""
         self.model(system)
         return json.loads((self.folder(system) / "history.json").read_text())
+
+    def annealing(self, system: System) -> AnnealingRecord | None:
+        """How the centroids of a system's own stage annealed; None where nothing annealed, or nobody watched."""
+        self.model(system)
+        file = self.folder(system) / ANNEALING
+        return AnnealingRecord.load(file) if file.is_file() else None
 
     def program(self, system: System) -> Program:
         """The integer program of a stage-2 or post-training system."""
@@ -370,25 +381,28 @@ class Experiment:
 
         return self._kept(system, "program.safetensors", load_program, make)
 
-    def _make(self, system: System, checkpoint: Path) -> tuple[Spotter | QuantizedSpotter, dict[str, list[float]]]:
+    def _make(
+        self, system: System, checkpoint: Path
+    ) -> tuple[Spotter | QuantizedSpotter, stages.History, AnnealingRecord | None]:
         p, sampler = self.spec.profile, self.sampler(system.seed)
         if system.kind == "float":
-            return stages.train_float(self.spec.model, sampler, p.float_stage, system.seed, checkpoint, self.progress)
+            made = stages.train_float(self.spec.model, sampler, p.float_stage, system.seed, checkpoint, self.progress)
+            return *made, None
         start = self.model(self.parent(system))
         if system.kind == "control":
             assert isinstance(start, Spotter)
-            return stages.train_control(start, sampler, p.control_stage, checkpoint, self.progress)
+            return *stages.train_control(start, sampler, p.control_stage, checkpoint, self.progress), None
         assert system.weights is not None
         batchnorm = system.batchnorm or self.spec.batchnorm
         plan = stage_two_plan(system.weights, batchnorm, self.spec.rounding, system.layer_weights)
         if system.kind == "stage_two":
             assert isinstance(start, QuantizedSpotter)
-            return stages.train_stage_two(start, plan, sampler, p.stage_two, checkpoint, self.progress)
+            return *stages.train_stage_two(start, plan, sampler, p.stage_two, checkpoint, self.progress), None
         assert isinstance(start, Spotter)
         if system.kind == "stage_one":
             plan = stage_one_plan(system.weights, system.layer_weights)
             return stages.train_stage_one(start, plan, sampler, self._stage_one(system), checkpoint, self.progress)
-        return stages.post_training(start, plan, sampler), {}
+        return stages.post_training(start, plan, sampler), {}, None
 
     def _stage_one(self, system: System) -> StageConfig:
         stage = self.spec.profile.stage_one

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from kwsbench.quantizers.annealing import AnnealingWatch
 from kwsbench.quantizers.attach import QuantizedSpotter
 from kwsbench.training.checkpoints import (
     CheckpointError,
@@ -73,10 +74,12 @@ def train(
     config: StageConfig,
     checkpoint: Path | None = None,
     progress: bool = True,
+    annealing: AnnealingWatch | None = None,
 ) -> dict[str, list[float]]:
     """Train ``model`` in place; returns the history ``{"step": [...], "loss": [...], "error": [...]}``.
 
     ``checkpoint`` is a file for the state in between; the caller removes it once the finished model is saved.
+    ``annealing`` takes its snapshots of the model's quantizers on the way.
 
     Raises:
         FloatingPointError: the loss or a parameter is not finite (step and stage named).
@@ -86,7 +89,7 @@ def train(
     history: dict[str, list[float]] = {"step": [], "loss": [], "error": []}
     first = 0
     if checkpoint is not None and checkpoint.is_file():
-        first = _restore(checkpoint, model, optimizer, sampler, config, history)
+        first = _restore(checkpoint, model, optimizer, sampler, config, history, annealing)
     else:
         sampler.hard = np.zeros(0, np.int64)
     model.train()
@@ -97,6 +100,8 @@ def train(
                 if isinstance(model, QuantizedSpotter):
                     model.observing = model.integer and step < config.observe_share * config.steps
                     model.anneal(step, config.steps, config.quantize_every)
+                if annealing is not None and annealing.due(step):
+                    annealing.observe(step, learning_rate(config, step))
                 if config.mine_every and step and step % config.mine_every == 0:
                     sampler.hard = _mine(model, sampler, config, step)
                 for group in optimizer.param_groups:
@@ -122,21 +127,23 @@ def train(
                     history["loss"].append(value)
                     history["error"].append(float((logits.argmax(1) != labels).float().mean()))
                     bar.set_postfix(loss=f"{value:.4f}", refresh=False)
-                    _tell(config, step + 1, history)
+                    tell(config, step + 1, history)
                 bar.update()
                 # Asked once: no interrupt is raised without its checkpoint, a later one waits for the next step.
                 stop = interrupted()
                 due = (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps
                 if checkpoint is not None and (due or stop):
-                    _save(checkpoint, model, optimizer, sampler, config, history, step + 1)
+                    _save(checkpoint, model, optimizer, sampler, config, history, annealing, step + 1)
                 if stop:
-                    _tell(config, step + 1, history)
+                    tell(config, step + 1, history)
                     raise KeyboardInterrupt
     finally:
         bar.close()
         if isinstance(model, QuantizedSpotter):
             model.observing = False
             model.anneal(config.steps, config.steps)
+    if annealing is not None:
+        annealing.observe(config.steps, learning_rate(config, config.steps))
     model.eval()
     return history
 
@@ -154,7 +161,8 @@ def watching(watcher: Watcher) -> Iterator[None]:
         _watcher.reset(token)
 
 
-def _tell(config: StageConfig, steps_done: int, history: dict[str, list[float]]) -> None:
+def tell(config: StageConfig, steps_done: int, history: dict[str, list[float]]) -> None:
+    """Tell the watcher, if there is one: for loops of training, here and elsewhere."""
     watcher = _watcher.get()
     if watcher is not None:
         watcher(config, steps_done, history)
@@ -220,17 +228,19 @@ def _mine(model: nn.Module, sampler: WindowSampler, config: StageConfig, step: i
     return ends[order[: config.mine_keep]]
 
 
-def _save(path, model, optimizer, sampler, config, history, step) -> None:
-    tensors = training_tensors(model, optimizer)
+def _save(path, model, optimizer, sampler, config, history, annealing, step) -> None:
+    tensors = training_tensors(model, optimizer) | ({} if annealing is None else annealing.tensors())
     tensors["hard"] = torch.as_tensor(sampler.hard)
     write_tensors(path, tensors, {"stage": asdict(config), "step": step, "history": history, "seed": sampler.seed})
 
 
-def _restore(path, model, optimizer, sampler, config, history) -> int:
+def _restore(path, model, optimizer, sampler, config, history, annealing) -> int:
     tensors, header = read_tensors(path)
     if header.get("stage") != asdict(config) or header.get("seed") != sampler.seed:
         raise CheckpointError(f"{path} belongs to another stage or seed; delete it or give this run its own folder")
     restore_training(path, tensors, model, optimizer)
+    if annealing is not None:
+        annealing.restore(tensors)
     sampler.hard = tensors["hard"].numpy()
     for k in history:
         history[k] = header["history"][k]

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 
 from kwsbench.models.feedforward import Spotter, SpotterConfig
+from kwsbench.quantizers.annealing import AnnealingRecord, AnnealingWatch
 from kwsbench.quantizers.attach import Plan, QuantizedSpotter
+from kwsbench.quantizers.general import GeneralWeight
 from kwsbench.training.loop import StageConfig, train
 from kwsbench.training.sampler import WindowSampler
 
@@ -56,10 +58,16 @@ def train_stage_one(
     stage: StageConfig,
     checkpoint: Path | None,
     progress: bool,
-) -> tuple[QuantizedSpotter, History]:
-    """Stage 1: dense weights through the quantizers of ``plan`` (``stage_one_plan``), the rest in float."""
+) -> tuple[QuantizedSpotter, History, AnnealingRecord | None]:
+    """Stage 1: dense weights through the quantizers of ``plan`` (``stage_one_plan``), the rest in float.
+
+    The record is there where a quantizer anneals its centroids.
+    """
     quantized = QuantizedSpotter(model, plan).to(sampler.features.device)
-    return quantized, train(quantized, sampler, stage, checkpoint, progress)
+    annealed = {f"layer{i}": q for i, q in enumerate(quantized.weights) if isinstance(q, GeneralWeight)}
+    watch = AnnealingWatch(annealed, stage.steps) if annealed else None
+    history = train(quantized, sampler, stage, checkpoint, progress, watch)
+    return quantized, history, None if watch is None else watch.record()
 
 
 def train_stage_two(

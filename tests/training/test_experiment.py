@@ -102,6 +102,13 @@ def test_what_is_on_disk_is_known_without_training(experiment):
     assert experiment.has_model(System("float")) and not experiment.has_model(system)
 
 
+def test_how_centroids_annealed_is_kept_beside_the_model(experiment):
+    record = experiment.annealing(System("stage_one", 0, WeightPlan("general", 2)))
+    assert record.steps == TINY.stage_one.steps and list(record.layers) == [f"layer{i}" for i in range(5)]
+    assert record.layers["layer0"].levels.shape == (TINY.stage_one.steps + 1, 4)
+    assert experiment.annealing(System("stage_one", 0, FIVE)) is None
+
+
 def test_a_model_trained_again_takes_nothing_from_the_deleted_one(experiment):
     system = System("post_training", 0, WeightPlan("linear", 6))
     experiment.point(system)

@@ -189,6 +189,40 @@ def test_resuming_gives_the_same_bits(tmp_path, kind, monkeypatch):
         assert torch.equal(a, b), name
 
 
+def test_the_record_of_an_annealing_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
+    plan = stage_one_plan(WeightPlan("general", 2))
+    *_, whole = stages.train_stage_one(Spotter(CONFIG, seed=1), plan, sampler(), STAGE, None, False)
+    real = WindowSampler.batch
+
+    def dying(self, step):
+        if step == 17:
+            raise RuntimeError("power cut")
+        return real(self, step)
+
+    with monkeypatch.context() as m, pytest.raises(RuntimeError, match="power cut"):
+        m.setattr(WindowSampler, "batch", dying)
+        stages.train_stage_one(Spotter(CONFIG, seed=1), plan, sampler(), STAGE, tmp_path / "c", False)
+    assert read_tensors(tmp_path / "c")[1]["step"] == 14
+    *_, again = stages.train_stage_one(Spotter(CONFIG, seed=1), plan, sampler(), STAGE, tmp_path / "c", False)
+    ours, theirs = whole.arrays(), again.arrays()
+    assert ours["step"].tolist() == list(range(STAGE.steps + 1))  # a short stage: a snapshot before each step
+    assert list(whole.layers) == ["layer0", "layer1", "layer2"]
+    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_watching_an_annealing_changes_nothing_and_other_methods_have_no_record():
+    plain = QuantizedSpotter(Spotter(CONFIG, seed=1), stage_one_plan(WeightPlan("general", 2)))
+    train(plain, sampler(), STAGE, None, progress=False)
+    plan = stage_one_plan(WeightPlan("general", 2))
+    watched, _, record = stages.train_stage_one(Spotter(CONFIG, seed=1), plan, sampler(), STAGE, None, False)
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), watched.state_dict().values()))
+    assert record is not None and np.isinf(record.layers["layer0"].sharpness[-1])
+    *_, none = stages.train_stage_one(
+        Spotter(CONFIG, seed=1), stage_one_plan(WeightPlan("tanh", 2)), sampler(), STAGE, None, False
+    )
+    assert none is None
+
+
 def test_an_interrupt_finishes_the_step_and_loses_nothing(tmp_path, monkeypatch):
     whole = fresh("float")
     train(whole, sampler(), STAGE, None, progress=False)
@@ -233,7 +267,7 @@ def test_an_interrupt_in_the_last_step_keeps_the_finished_stage(tmp_path, monkey
 def test_a_checkpoint_of_another_stage_seed_or_model_is_refused(tmp_path):
     model = fresh("float")
     s = sampler()
-    loop._save(tmp_path / "c", model, torch.optim.AdamW(model.parameters()), s, STAGE, {"step": []}, 5)
+    loop._save(tmp_path / "c", model, torch.optim.AdamW(model.parameters()), s, STAGE, {"step": []}, None, 5)
     with pytest.raises(CheckpointError, match="another stage or seed"):
         train(fresh("float"), s, replace(STAGE, steps=99), tmp_path / "c", progress=False)
     with pytest.raises(CheckpointError, match="another stage or seed"):
@@ -247,7 +281,7 @@ def test_the_stages_learn_and_the_later_ones_start_from_the_earlier():
     stage = replace(STAGE, steps=150)
     model, history = stages.train_float(CONFIG, s, stage, 0, None, False)
     assert np.mean(history["error"][-2:]) < 0.1
-    one, _ = stages.train_stage_one(model, stage_one_plan(WeightPlan("tanh", 2)), s, stage, None, False)
+    one, *_ = stages.train_stage_one(model, stage_one_plan(WeightPlan("tanh", 2)), s, stage, None, False)
     two, history = stages.train_stage_two(one, stage_two_plan(WeightPlan("tanh", 2)), s, stage, None, False)
     assert np.mean(history["error"][-3:]) < 0.2  # 0.25: always answering "no"
     control, _ = stages.train_control(model, s, stage, None, False)
@@ -262,7 +296,7 @@ def test_stages_leave_their_start_alone_and_calibrate():
     assert torch.allclose(model.inverse_std, 1 / torch.from_numpy(s.std))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     stages.train_control(model, s, stage, None, False)
-    one, _ = stages.train_stage_one(model, stage_one_plan(WeightPlan("tanh", 4)), s, stage, None, False)
+    one, *_ = stages.train_stage_one(model, stage_one_plan(WeightPlan("tanh", 4)), s, stage, None, False)
     baseline = stages.post_training(model, stage_two_plan(WeightPlan("linear", 8), "folded", "double"), s)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     before = {k: v.clone() for k, v in one.state_dict().items()}
