@@ -226,6 +226,15 @@ def point_at_frr(curve: DetCurve, frr: float) -> OperatingPoint:
     return _point(curve, _index_at_frr(curve, frr))
 
 
+def clip_maxima(scores: Scores, keyword: str, config: DetectorConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The largest smoothed score of each positive, and of each negative clip: what FRR and FDR are counted from.
+
+    A clip is accepted at every threshold up to its maximum.
+    """
+    trials = _Trials.of(scores, keyword, config)
+    return trials.positive_maxima, trials.clip_maxima
+
+
 def evaluate(scores: Scores, keyword: str, threshold: float, config: DetectorConfig) -> OperatingPoint:
     """Rates and counts of one keyword at one threshold. Raises ValueError as :func:`det_curve` does."""
     return _point(det_curve(scores, keyword, config, np.array([threshold])), 0)

@@ -85,7 +85,7 @@ def train(
         FloatingPointError: the loss or a parameter is not finite (step and stage named).
         CheckpointError: the checkpoint belongs to another stage or model.
     """
-    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, foreach=True)
+    optimizer = make_optimizer(model, config)
     history: dict[str, list[float]] = {"step": [], "loss": [], "error": []}
     first = 0
     if checkpoint is not None and checkpoint.is_file():
@@ -97,24 +97,12 @@ def train(
     try:
         with deferred_interrupt() as interrupted:
             for step in range(first, config.steps):
-                if isinstance(model, QuantizedSpotter):
-                    model.observing = model.integer and step < config.observe_share * config.steps
-                    model.anneal(step, config.steps, config.quantize_every)
+                prepare(model, config, step)
                 if annealing is not None and annealing.due(step):
                     annealing.observe(step, learning_rate(config, step))
                 if config.mine_every and step and step % config.mine_every == 0:
                     sampler.hard = _mine(model, sampler, config, step)
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step)
-                windows, labels = sampler.batch(step)
-                logits = model(windows)
-                loss = F.cross_entropy(logits, labels)
-                penalty = model.penalty() if isinstance(model, QuantizedSpotter) else None
-                if penalty is not None:
-                    loss = loss + config.penalty_weight * step / config.steps * penalty
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
+                loss, logits, labels = training_step(model, optimizer, sampler, config, step)
                 if step % 20 == 0 or step == config.steps - 1:
                     value = float(loss.detach())
                     if not math.isfinite(value):
@@ -146,6 +134,36 @@ def train(
         annealing.observe(config.steps, learning_rate(config, config.steps))
     model.eval()
     return history
+
+
+def make_optimizer(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
+    """AdamW as every stage uses it."""
+    return torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, foreach=True)
+
+
+def prepare(model: nn.Module, config: StageConfig, step: int) -> None:
+    """Tell a quantized model which step of its stage comes next."""
+    if isinstance(model, QuantizedSpotter):
+        model.observing = model.integer and step < config.observe_share * config.steps
+        model.anneal(step, config.steps, config.quantize_every)
+
+
+def training_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, sampler: WindowSampler, config: StageConfig, step: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One step on the batch of ``step``: its loss, logits and labels."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    windows, labels = sampler.batch(step)
+    logits = model(windows)
+    loss = F.cross_entropy(logits, labels)
+    penalty = model.penalty() if isinstance(model, QuantizedSpotter) else None
+    if penalty is not None:
+        loss = loss + config.penalty_weight * step / config.steps * penalty
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss, logits, labels
 
 
 @contextlib.contextmanager

@@ -1,0 +1,85 @@
+"""Paired differences of FDR: against the DET curve, a direct resampling, and systems that are known to differ."""
+
+import numpy as np
+import pytest
+
+from kwsbench.metrics.det import clip_maxima, det_curve, fdr_at_frr
+from kwsbench.metrics.events import DetectorConfig
+from kwsbench.metrics.paired import fdr_at, fdr_difference
+from kwsbench.metrics.scores import Scores
+
+
+def maxima(shift=2.0, seed=0, positives=80, negatives=200):
+    rng = np.random.default_rng(seed)
+    return rng.normal(shift, 1, positives), rng.normal(0, 1, negatives)
+
+
+def scores(seed, segments=60, frames=20):
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(segments, frames)).astype(np.float32)
+    values[::3] += 1.0
+    labels = tuple("yes" if i % 3 == 0 else "no" for i in range(segments))
+    names = tuple(map(str, range(segments)))
+    offsets = np.arange(segments + 1) * frames
+    return Scores(values.ravel(), offsets, labels, names, np.full(segments, np.nan), 0.03, "x")
+
+
+@pytest.mark.parametrize("frr", [0.0, 0.05, 0.3, 0.9])
+@pytest.mark.parametrize("smoothing", [1, 4])
+def test_fdr_at_a_frr_is_that_of_the_curve(frr, smoothing):
+    config = DetectorConfig(smoothing)
+    s = scores(3)
+    assert fdr_at(*clip_maxima(s, "yes", config), frr) == fdr_at_frr(det_curve(s, "yes", config), frr)
+
+
+def test_a_system_differs_from_itself_by_nothing():
+    same = fdr_difference([maxima()], [maxima()], [0.05], draws=100)
+    assert (same.mean, same.low, same.high, same.per_seed) == (0, 0, 0, (0.0,)) and same.outcome == "ties"
+
+
+def test_a_better_system_wins_and_the_other_way_round_it_loses():
+    good, bad = [maxima(3.5, 1), maxima(3.5, 2)], [maxima(1.0, 1), maxima(1.0, 2)]
+    won, lost = fdr_difference(good, bad, [0.05] * 2, draws=200), fdr_difference(bad, good, [0.05] * 2, draws=200)
+    assert won.outcome == "wins" and won.high < 0
+    assert (lost.outcome, lost.mean) == ("loses", -won.mean)
+    assert won.mean == pytest.approx(np.mean(won.per_seed)) and len(won.per_seed) == 2
+
+
+def test_the_interval_is_that_of_resampling_the_clips_by_hand():
+    a, b = maxima(2.0, 1), maxima(1.6, 2)
+    rng = np.random.default_rng(7)
+    drawn = []
+    for _ in range(3000):
+        p, n = rng.choice(80, 80), rng.choice(200, 200)
+        values = []
+        for positives, negatives in ((a[0][p], a[1][n]), (b[0][p], b[1][n])):
+            threshold = max(t for t in positives if np.mean(positives < t) <= 0.1)
+            false = (negatives >= threshold).sum()
+            values.append(false / (false + (positives >= threshold).sum()))
+        drawn.append(values[0] - values[1])
+    ours = fdr_difference([a], [b], [0.1], draws=3000)
+    assert [ours.low, ours.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.01)
+
+
+def test_what_makes_a_clip_hard_for_both_falls_out():
+    a = maxima(1.5, 1)
+    b = (a[0] + 0.01, a[1])
+    paired = fdr_difference([a], [b], [0.05], draws=300)
+    apart = fdr_difference([a], [maxima(1.5, 2)], [0.05], draws=300)
+    assert paired.high - paired.low < 0.5 * (apart.high - apart.low)
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, frr, message",
+    [
+        ([], [], [], "one pair and one FRR per seed are expected, got 0, 0 and 0"),
+        ([maxima()], [maxima()], [0.1, 0.1], "one pair and one FRR per seed are expected, got 1, 1 and 2"),
+        ([maxima()], [maxima(positives=79)], [0.1], "needs the same clips"),
+        ([maxima()], [maxima()], [1.0], "frr is a share from 0 to below 1"),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(ours, theirs, frr, message):
+    with pytest.raises(ValueError, match=message):
+        fdr_difference(ours, theirs, frr)
+    with pytest.raises(ValueError, match="at least 100 draws, got 99"):
+        fdr_difference([maxima()], [maxima()], [0.1], draws=99)
