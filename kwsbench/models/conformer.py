@@ -67,6 +67,10 @@ class ConformerState:
     frames: int
 
 
+class Kept(nn.Identity):
+    """Marks what a block carries to later frames: a quantized model puts its rounding here."""
+
+
 class FeedForward(nn.Module):
     """Layer norm, expansion, swish, back: ``[..., width]`` -> ``[..., width]``."""
 
@@ -91,6 +95,7 @@ class Attention(nn.Module):
         self.key = linear(config.width, config.width, generator, bias=False)
         self.value = linear(config.width, config.width, generator)
         self.output = linear(config.width, config.width, generator)
+        self.kept_key, self.kept_value = Kept(), Kept()
         # By head and distance into the past, 0 the present frame.
         self.distance = nn.Parameter(torch.zeros(config.heads, config.left_context + 1))
 
@@ -99,8 +104,8 @@ class Attention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One frame ``[B, width]``, ``seen`` of the cached places filled -> output and the next caches."""
         x = self.norm(x)
-        keys = torch.cat([keys, self.key(x)[:, None]], dim=1)
-        values = torch.cat([values, self.value(x)[:, None]], dim=1)
+        keys = torch.cat([keys, self.kept_key(self.key(x))[:, None]], dim=1)
+        values = torch.cat([values, self.kept_value(self.value(x))[:, None]], dim=1)
         query = self._by_head(self.query(x)[:, None])
         scores = query @ self._by_head(keys).transpose(2, 3) / math.sqrt(query.shape[-1])
         scores = scores + self.distance.flip(1)[:, None]
@@ -112,7 +117,8 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Whole sequences ``[B, T, width]``, each frame with its own past."""
         x = self.norm(x)
-        query, key, value = (self._by_head(project(x)) for project in (self.query, self.key, self.value))
+        projected = (self.query(x), self.kept_key(self.key(x)), self.kept_value(self.value(x)))
+        query, key, value = (self._by_head(p) for p in projected)
         times = torch.arange(x.shape[1], device=x.device)
         back = times[:, None] - times[None]
         hidden = (back < 0) | (back > self.left_context)
@@ -136,6 +142,7 @@ class Convolution(nn.Module):
         # Depthwise: one filter of `kernel` taps per channel, oldest tap first.
         self.depthwise = nn.Parameter(torch.empty(config.kernel, config.width))
         self.bias = nn.Parameter(torch.zeros(config.width))
+        self.kept = Kept()
         self.inner_norm = nn.LayerNorm(config.width)
         self.output = linear(config.width, config.width, generator)
         with torch.no_grad():
@@ -143,12 +150,12 @@ class Convolution(nn.Module):
 
     def frame(self, x: torch.Tensor, history: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One frame ``[B, width]`` and the inputs before it ``[B, kernel - 1, width]`` -> output, next history."""
-        window = torch.cat([history, F.glu(self.gated(self.norm(x)))[:, None]], dim=1)
+        window = torch.cat([history, self.kept(F.glu(self.gated(self.norm(x))))[:, None]], dim=1)
         return self._after((window * self.depthwise).sum(1) + self.bias), window[:, 1:]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Whole sequences ``[B, T, width]``; zeros before the first frame."""
-        x = F.pad(F.glu(self.gated(self.norm(x))), (0, 0, len(self.depthwise) - 1, 0))
+        x = F.pad(self.kept(F.glu(self.gated(self.norm(x)))), (0, 0, len(self.depthwise) - 1, 0))
         filters = self.depthwise.t()[:, None]
         return self._after(F.conv1d(x.transpose(1, 2), filters, self.bias, groups=len(filters)).transpose(1, 2))
 
@@ -204,7 +211,7 @@ class ConformerEncoder(nn.Module):
 
     def fresh(self, batch: int = 1) -> ConformerState:
         """The state before the first frame."""
-        c, like = self.config, self.input.weight
+        c, like = self.config, self.blocks[0].norm.weight
         cache = like.new_zeros(batch, c.left_context, c.width)
         block = BlockState(cache, cache, like.new_zeros(batch, c.kernel - 1, c.width))
         return ConformerState(like.new_zeros(batch, 0, c.n_mels), (block,) * c.blocks, 0)
