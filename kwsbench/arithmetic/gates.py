@@ -54,7 +54,8 @@ def gate_constants(input_unit: np.ndarray, state_unit: np.ndarray, bias: np.ndar
     if len(bad):
         n = int(bad[0])
         raise ValueError(
-            f"row {n} of a gate has units {rho_x[n]:.3g}, {rho_h[n]:.3g} and bias {bias[n]:.3g}: not above 0"
+            f"row {n} of a gate has units {rho_x[n]:.3g}, {rho_h[n]:.3g} and bias {bias[n]:.3g}: not finite, or not "
+            "above 0"
         )
     fraction, exponent = np.frexp(largest)
     exponent = exponent.astype(np.int64) + (round_half_up(fraction * 2.0**MULTIPLIER_BITS) == 2.0**MULTIPLIER_BITS)
