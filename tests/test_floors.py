@@ -28,6 +28,7 @@ FLOORS = {
     "kwsbench.integer.recognizer_reference": 2,
     "kwsbench.integer.listen": 2,
     "kwsbench.integer.drawn": 2,
+    "kwsbench.integer.packed": 2,
     "kwsbench.integer.kernels": 2,
     "kwsbench.integer.run": 2,
     "kwsbench.export": 2,
@@ -59,6 +60,7 @@ TORCH_FREE = (
     "kwsbench.integer.recognizer_reference",
     "kwsbench.integer.listen",
     "kwsbench.integer.drawn",
+    "kwsbench.integer.packed",
     "kwsbench.integer.kernels",
     "kwsbench.integer.run",
 )

@@ -97,7 +97,7 @@ def draw_recognizer(
 def draw_codes(rng: np.random.Generator, shape: tuple[int, int], bits: int, grid: str) -> np.ndarray:
     """Codes int8 of a grid, drawn evenly; a table is drawn first, -127 and 127 always in it."""
     if grid == "table":
-        inner = rng.choice(np.arange(-126, 127), size=2**bits - 2, replace=False)
+        inner = rng.choice(np.arange(-126, 127), size=min(2**bits, 255) - 2, replace=False)
         return rng.choice(np.concatenate([[-127, 127], inner]), size=shape).astype(np.int8)
     q = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), size=shape)
     if grid in ("odd", "binary"):

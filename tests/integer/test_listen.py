@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 
 from kwsbench.integer import listen
 from kwsbench.integer.drawn import draw_recognizer
+from kwsbench.integer.kernels.matvec import has_blocks
+from kwsbench.integer.packed import Packed
 
 SMALL = {"n_mels": 5, "stack": 3, "embedding": 6, "prediction": 7, "joint": 9, "symbols": 5, "grid": "odd"}
-ENGINES = {"reference": listen.Reference}
+ENGINES = {"reference": listen.Reference, "rows": lambda recognizer: Packed(recognizer, blocks=False)}
+if has_blocks():
+    ENGINES["blocks"] = lambda recognizer: Packed(recognizer, blocks=True)
 
 
 def frames(count, seed=0, n_mels=5):

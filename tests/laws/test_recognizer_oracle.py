@@ -9,11 +9,15 @@ import pytest
 from kwsbench.arithmetic import gates
 from kwsbench.integer import listen
 from kwsbench.integer.drawn import draw_recognizer
+from kwsbench.integer.kernels.matvec import has_blocks
+from kwsbench.integer.packed import Packed
 from kwsbench.integer.reference import quantize_input
 
 GRIDS = [("odd", b) for b in range(1, 8)] + [("twos_complement", b) for b in range(2, 8)]
 GRIDS += [("symmetric", b) for b in range(2, 9)] + [("table", b) for b in range(1, 8)]
-ENGINES = {"reference": listen.Reference}
+ENGINES = {"reference": listen.Reference, "rows": lambda recognizer: Packed(recognizer, blocks=False)}
+if has_blocks():
+    ENGINES["blocks"] = lambda recognizer: Packed(recognizer, blocks=True)
 
 
 @pytest.fixture(scope="module")
