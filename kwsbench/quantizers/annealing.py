@@ -268,3 +268,16 @@ def _snapshot(quantizer: GeneralWeight, cells: torch.Tensor) -> dict[str, np.nda
         "weights": counts.sum(),
     }
     return {key: np.asarray(value, np.float64) for key, value in values.items()}
+
+
+@torch.no_grad()
+def response_at(layer: LayerAnnealing, snapshot: int, x: np.ndarray) -> np.ndarray:
+    """What a weight w~ became in the forward of a snapshot, soft or hard: float64, as ``x`` [n]."""
+    quantizer = GeneralWeight(torch.as_tensor(np.asarray(x), dtype=torch.float32)[None], 1)
+    quantizer.centroids = torch.nn.Parameter(torch.as_tensor(layer.z[snapshot], dtype=torch.float32))
+    quantizer.log_scale.zero_()
+    quantizer.log_mu.fill_(float(np.log(layer.mu[snapshot])))
+    sharpness = float(layer.sharpness[snapshot])
+    if np.isfinite(sharpness):
+        return quantizer.softened(sharpness)[0].double().numpy()
+    return (quantizer.step()[:, None] * quantizer.codes())[0].double().numpy()
