@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kwsbench.arithmetic.codebook import Codebook
-from kwsbench.quantizers import CODEBOOKS, QUANTIZERS, WeightQuantizer
+from kwsbench.arithmetic.codebook import Codebook, integer_codebook
+from kwsbench.quantizers import CODEBOOKS, QUANTIZERS, WeightQuantizer, centroids
 from kwsbench.quantizers.scales import max_abs_scale, mean_abs_scale, mse_scale, sqnr_db
 
 
@@ -123,6 +123,22 @@ def spread_rows(bits: Sequence[int], stds: Sequence[float], normal: np.ndarray) 
                     "entropy_bits": entropy_bits(code_counts(book, squashed)),
                 }
             )
+    return rows
+
+
+def companding_rows(weights: np.ndarray, bits: int, mus: Sequence[float]) -> list[dict[str, float]]:
+    """What even spacing in the companded space does to fixed weights [N, K], at the scale of least squared error: SQNR
+    in dB and the number of different int8 codes, one row per mu. mu -> 0 is linear spacing.
+
+    A weight takes its nearest level, as a trained table may part its cells anywhere.
+    """
+    rows = []
+    even = np.linspace(-1, 1, 2**bits)
+    for mu in mus:
+        codes, step = centroids.snap(centroids.expand(even, mu))
+        book = integer_codebook(np.unique(codes), step)
+        scale = best_scale(weights, book, False)
+        rows.append({"mu": float(mu), "sqnr_db": rounded_sqnr_db(weights, book, scale), "distinct": len(book.levels)})
     return rows
 
 

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from kwsbench.arithmetic.codebook import integer_codebook
 from kwsbench.quantizers import QUANTIZERS
+from kwsbench.quantizers.scales import sqnr_db
 from kwsbench.quantizers.usage import (
     best_scale,
     code_counts,
+    companding_rows,
     entropy_bits,
     layer_counts,
     layer_rows,
@@ -105,3 +107,14 @@ def test_layers_are_described_by_counts_of_their_codes(method):
     assert a["codes_used"] == np.count_nonzero(counts) and a["entropy_bits"] == entropy_bits(counts)
     assert a["sqnr_db"] > 5 and b["sqnr_db"] is None
     assert b["sqnr_to_float_db"] == pytest.approx(4.4, abs=0.1)
+
+
+def test_companding_pays_where_weights_are_many_around_zero():
+    """mu -> 0 is the odd linear grid; Laplace weights want their levels closer together around zero."""
+    weights = np.random.default_rng(0).laplace(size=(40, 300))
+    even, some, strong = companding_rows(weights, 5, [1e-6, 10.0, 255.0])
+    odd = integer_codebook(np.arange(-31, 32, 2), 1 / 31)
+    scale = best_scale(weights, odd, False)[0]
+    assert even["sqnr_db"] == pytest.approx(sqnr_db(weights, scale * odd.quantize(weights / scale)), abs=1e-6)
+    assert some["sqnr_db"] > even["sqnr_db"] + 1
+    assert even["distinct"] == some["distinct"] == 32 and strong["distinct"] < 32
