@@ -197,9 +197,7 @@ def result_command(
     from kwsbench.training.result import markdown, run_result
 
     widths = [check_bits(b) for b in _integers(bits, "--bits")]
-    given_seeds = _integers(seeds, "--seeds") if seeds else []
-    if any(seed < 0 for seed in given_seeds):
-        raise ValueError(f"--seeds takes integers from 0, got {seeds!r}")
+    given_seeds = _seeds(seeds)
     if batchnorm not in ("unfolded", "folded"):
         raise ValueError(f"--batchnorm must be unfolded or folded, got {batchnorm!r}")
     check_writable(out)
@@ -209,6 +207,55 @@ def result_command(
     systems = [System("float"), System("control"), *(System("stage_two", 0, WeightPlan("tanh", b)) for b in widths)]
     curves = {s.label: [experiment.curve(replace(s, seed=seed)) for seed in chosen] for s in systems}
     det_picture(curves, out / "det.png", experiment.spec.frr)
+
+
+@app.command("neighbours")
+def neighbours_command(
+    data: Annotated[str, typer.Option(help="corpus folder; without it the embedded corpus")] = "",
+    keyword: Annotated[str, typer.Option(help="the word to spot", autocompletion=completion.keywords)] = "computer",
+    profile: Annotated[
+        str, typer.Option(help="smoke, default or full", autocompletion=completion.profiles)
+    ] = "default",
+    methods: Annotated[
+        str, typer.Option(help="comma-separated; the profile's own if empty", autocompletion=completion.methods)
+    ] = "",
+    bits: Annotated[str, typer.Option(help="comma-separated weight widths; the profile's own if empty")] = "",
+    seeds: Annotated[str, typer.Option(help="comma-separated; the profile's own if empty")] = "",
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="bit allocation, quantization frequency, scale per row as well")
+    ] = False,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="only what is trained already, whatever is missing")
+    ] = False,
+    root: Annotated[Path, typer.Option(help="where models and features are kept")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="folder that receives neighbours.json and neighbours.md")] = Path(
+        "reports/neighbours"
+    ),
+    workers: Annotated[int, typer.Option(help="clips worked on at once")] = 2,
+) -> None:
+    """The General Quantizer beside tanh, linear, LSQ, S8BQAT and absolute cosine: one table, and a paired comparison.
+
+    Trains what is not under --root yet; a killed command goes on where it was.
+
+    Example: kwsbench neighbours --profile smoke
+    """
+    from kwsbench.arithmetic.codebook import check_bits
+    from kwsbench.files import check_writable
+    from kwsbench.training.experiment import open_experiment
+    from kwsbench.training.neighbours import ablations_of, chosen, markdown, run_neighbours, systems_of
+
+    widths = [check_bits(b) for b in _integers(bits, "--bits")] if bits else []
+    given_seeds = _seeds(seeds)
+    menu = chosen(profile, [m.strip() for m in methods.split(",") if m.strip()], widths)
+    check_writable(out)
+    experiment = open_experiment(root, data, keyword, profile, workers=workers)
+    seed_list = given_seeds or list(experiment.spec.profile.seeds)
+    systems = [s for seed in seed_list for s in systems_of(seed, menu)]
+    variants = [a for seed in seed_list for a in ablations_of(experiment, seed)] if ablations else []
+    if finished:
+        systems = [s for s in systems if experiment.has_model(s)]
+        variants = [a for a in variants if experiment.has_model(a.system)]
+    print(markdown(run_neighbours(experiment, systems, variants, out)))
 
 
 @app.command("doctor")
@@ -399,6 +446,13 @@ def train_command(
     job = Job(str(root), System(kind, seed, weights), data, keyword, profile)
     train_job(job)
     print(f"{job.system.label}, seed {seed}: trained, under {root}")
+
+
+def _seeds(text: str) -> list[int]:
+    seeds = _integers(text, "--seeds") if text else []
+    if any(seed < 0 for seed in seeds):
+        raise ValueError(f"--seeds takes integers from 0, got {text!r}")
+    return seeds
 
 
 def _integers(text: str, option: str) -> list[int]:

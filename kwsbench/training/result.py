@@ -88,15 +88,15 @@ def check_equal(experiment: Experiment, system: System) -> dict[str, int]:
     return json.loads(file.read_text())
 
 
-def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean, lowest and highest over seeds per system, in order of appearance."""
+def summarise(rows: list[dict[str, Any]], figures: Sequence[str] = FIGURES) -> list[dict[str, Any]]:
+    """Mean, lowest and highest of ``figures`` over seeds per system, in order of appearance."""
     labels = list(dict.fromkeys(r["system"] for r in rows))
     table = []
     for label in labels:
         mine = [r for r in rows if r["system"] == label]
         entry: dict[str, Any] = {"system": label, "seeds": len(mine)}
-        for name in FIGURES:
-            values = [r[name] for r in mine if r[name] is not None]
+        for name in figures:
+            values = [r[name] for r in mine if r.get(name) is not None]
             if values:
                 s = spread(values)
                 entry[name] = {"mean": s.mean, "lowest": s.least, "highest": s.largest}
@@ -160,7 +160,7 @@ def markdown(result: dict[str, Any]) -> str:
         for name in FIGURES:
             value = row.get(name)
             percent = not name.startswith("fa_")
-            cells.append("-" if value is None else _cell(value, percent))
+            cells.append("-" if value is None else spread_cell(value, percent))
         equal = row["compared"] - row["different"]
         cells.append(f"{equal:,} of {row['compared']:,}" if row["compared"] else "-")
         lines.append("| " + " | ".join(cells) + " |")
@@ -169,7 +169,8 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: dict[str, float], percent: bool) -> str:
+def spread_cell(value: dict[str, float], percent: bool) -> str:
+    """Mean (lowest-highest) of a summary's figure."""
     scale, digits = (100, 1) if percent else (1, 1)
     unit = "%" if percent else ""
     mean, low, high = (f"{scale * value[k]:.{digits}f}" for k in ("mean", "lowest", "highest"))
