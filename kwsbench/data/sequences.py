@@ -73,6 +73,25 @@ class SequenceRecipe:
         }[split]
 
 
+def usual_words(corpus: Corpus, least: int = 15, most: int = 20) -> tuple[str, ...]:
+    """The words with at least ``least`` clips of known speakers in every split, at most the ``most`` most recorded of
+    them, sorted.
+
+    Raises:
+        ValueError: fewer than two such words.
+    """
+    counts = Counter((clip.label, clip.split) for clip in corpus.clips if clip.speaker)
+    labels = {clip.label for clip in corpus.clips if clip.label not in (NOISE, SPEECH) and clip.label.strip()}
+    rarest = {label: min(counts[label, split] for split in SPLITS) for label in labels}
+    usual = sorted((label for label in labels if rarest[label] >= least), key=lambda label: (-rarest[label], label))
+    if len(usual) < 2:
+        raise ValueError(
+            f"{corpus.root} has {len(usual)} words with at least {least} clips of known speakers in every split, two "
+            "are needed; name the words to recognise"
+        )
+    return tuple(sorted(usual[:most]))
+
+
 def command_sequences(corpus: Corpus, recipe: SequenceRecipe, seed: int) -> TranscribedCorpus:
     """Draw the sequences of all splits; decodes the clips they use once, to find their words.
 

@@ -5,8 +5,9 @@
     recognised = recognise_bank(model, test_bank, vocabulary, width=4);  recognised.total.text()
 
 The loop knows nothing of quantizers. It trains any module whose ``model(frames, labels)`` gives logits; what is to
-happen before each step (annealing, observing ranges) comes in as ``before_step``. Schedule, interruption and
-checkpoints are those of loop.py. Masking follows SpecAugment (arXiv 1904.08779), without its time warping.
+happen before each step (annealing, observing ranges) comes in as ``before_step``, what a regularizing quantizer adds to
+the loss as ``penalty``. Schedule, interruption, watchers and checkpoints are those of loop.py. Masking follows
+SpecAugment (arXiv 1904.08779), without its time warping.
 """
 
 from __future__ import annotations
@@ -27,16 +28,15 @@ from kwsbench.data.utterances import UtteranceBank
 from kwsbench.features.lfbe import LfbeConfig
 from kwsbench.metrics.wer import WordErrors, total_errors, word_errors
 from kwsbench.models.decoding import Greedy, listen, listen_start
-from kwsbench.models.transducer import Transducer, TransducerConfig
+from kwsbench.models.transducer import BLANK, Transducer
 from kwsbench.training.checkpoints import (
     CheckpointError,
-    OtherModelError,
     read_tensors,
     restore_training,
     training_tensors,
     write_tensors,
 )
-from kwsbench.training.loop import StageConfig, deferred_interrupt, learning_rate
+from kwsbench.training.loop import StageConfig, deferred_interrupt, learning_rate, tell
 from kwsbench.training.transducer_loss import transducer_loss
 
 LENGTH_POOL = 32  # a batch is drawn from this many batches of utterances of about one length
@@ -100,7 +100,7 @@ class UtteranceSampler:
             raise ValueError(
                 f"the vocabulary has {vocabulary.size} labels with the blank, the model {model.config.symbols}"
             )
-        self.bank, self.seed, self.device = bank, seed, device
+        self.bank, self.vocabulary, self.seed, self.device = bank, vocabulary, seed, device
         self.frames_joined = model.encoder.frames_joined
         self.mean = bank.features.mean(axis=0, dtype=np.float64).astype(np.float32)
         std = [bank.features[:, m].std(dtype=np.float64) for m in range(n_mels)]
@@ -137,7 +137,11 @@ class UtteranceSampler:
         start = int(rng.integers(1 - pool, len(self.by_length)))
         near = self.by_length[max(start, 0) : start + pool]
         chosen = rng.choice(near, size, replace=len(near) < size)
-        frames = [_masked(self.bank.utterance(i), self.mean, config, rng) for i in chosen]
+        return self.collate(chosen, [_masked(self.bank.utterance(i), self.mean, config, rng) for i in chosen])
+
+    def collate(self, chosen: Sequence[int] | np.ndarray, frames: Sequence[np.ndarray] | None = None) -> Batch:
+        """Utterances by number, padded to the longest; ``frames``: theirs, where they were changed."""
+        frames = [self.bank.utterance(i) for i in chosen] if frames is None else frames
         labels = [self.labels[i] for i in chosen]
         return Batch(
             _padded(frames).to(self.device),
@@ -154,11 +158,13 @@ def train_transducer(
     checkpoint: Path | None = None,
     progress: bool = True,
     before_step: Callable[[int, int], None] | None = None,
+    penalty: Callable[[], torch.Tensor | None] | None = None,
 ) -> dict[str, list[float]]:
     """Train ``model`` in place; returns the history ``{"step": [...], "loss": [...]}``, the loss in nats per label.
 
     ``checkpoint`` is a file for the state in between: an interrupted run goes on from it to the same bits. The caller
-    removes it once the finished model is saved. ``before_step(step, steps)`` is called before each step.
+    removes it once the finished model is saved. ``before_step(step, steps)`` is called before each step. What
+    ``penalty()`` gives is added to the loss, by a weight that rises from 0 to 1 over the steps.
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite (step and run named).
@@ -185,6 +191,9 @@ def train_transducer(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(schedule, step)
                 loss = batch_loss(model, sampler.batch(step, config))
+                added = penalty() if penalty is not None else None
+                if added is not None:
+                    loss = loss + step / config.steps * added
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -200,6 +209,7 @@ def train_transducer(
                     history["step"].append(step)
                     history["loss"].append(value)
                     bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+                    tell(schedule, step + 1, history)
                 bar.update()
                 # Asked once: no interrupt is raised without its checkpoint, a later one waits for the next step.
                 stop = interrupted()
@@ -207,6 +217,7 @@ def train_transducer(
                 if checkpoint is not None and (due or stop):
                     _save(checkpoint, model, optimizer, sampler, config, history, step + 1)
                 if stop:
+                    tell(schedule, step + 1, history)
                     raise KeyboardInterrupt
     finally:
         bar.close()
@@ -247,6 +258,26 @@ class Recognised:
             for speaker in sorted(set(self.speakers))
         ]
 
+    def to_json(self) -> dict[str, Any]:
+        """Without the errors, which follow from the texts; a delay that is NaN becomes null."""
+        delays = [None if math.isnan(delay) else delay for delay in self.delay_seconds]
+        columns = {name: list(getattr(self, name)) for name in ("names", "speakers", "texts", "hypotheses")}
+        return {**columns, "delay_seconds": delays}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Recognised:
+        """What :meth:`to_json` gave. Raises ValueError where columns are missing or not of one length."""
+        try:
+            names, speakers, texts, hypotheses = (
+                tuple(map(str, values[name])) for name in ("names", "speakers", "texts", "hypotheses")
+            )
+            delays = tuple(math.nan if delay is None else float(delay) for delay in values["delay_seconds"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"these are no hypotheses: {error!r}") from None
+        if len({len(column) for column in (names, speakers, texts, hypotheses, delays)}) != 1:
+            raise ValueError("hypotheses need columns of one length")
+        return Recognised(names, speakers, texts, hypotheses, _errors(texts, hypotheses), delays)
+
 
 def recognise_bank(
     model: Transducer, bank: UtteranceBank, vocabulary: Vocabulary, features: LfbeConfig, width: int = 1
@@ -257,45 +288,91 @@ def recognise_bank(
     """
     model.eval()
     device = model.mean.device
-    hypotheses, delays = [], []
+    found, emitted_at = [], []
     for i in range(len(bank)):
         frames = torch.from_numpy(bank.utterance(i)).to(device)
         search = listen(model, frames, listen_start(model, width), width).search
-        hypotheses.append(vocabulary.decode(search.labels))
-        delays.append(math.nan)
-        if isinstance(search, Greedy) and search.labels:
-            heard = (search.emitted_at[-1] + 1) * model.encoder.frames_joined - 1
-            delays[-1] = float(features.frame_end_seconds(np.array(heard))) - float(bank.speech_end_seconds[i])
-    errors = [word_errors(text.split(), heard.split()) for text, heard in zip(bank.texts, hypotheses)]
-    return Recognised(bank.names, bank.speakers, bank.texts, tuple(hypotheses), tuple(errors), tuple(delays))
+        found.append(search.labels)
+        emitted_at.append(search.emitted_at if isinstance(search, Greedy) else ())
+    return _recognised(model, bank, vocabulary, features, found, emitted_at)
 
 
-def save_transducer(
-    path: str | Path, model: Transducer, vocabulary: Vocabulary, extra: dict[str, Any] | None = None
-) -> None:
-    """Save a float transducer with its vocabulary, as data."""
-    header = {"transducer": model.config.to_json(), "vocabulary": vocabulary.to_json(), "extra": extra or {}}
-    write_tensors(Path(path), model.state_dict(), header)
+def recognise_together(
+    model: Transducer, bank: UtteranceBank, vocabulary: Vocabulary, features: LfbeConfig, batch: int = 64
+) -> Recognised:
+    """As :func:`recognise_bank` by greedy search, ``batch`` utterances of about one length at once: many times faster.
+
+    Integer LSTM recognizers give the same; others the same to float rounding.
+    """
+    model.eval()
+    lengths = np.diff(bank.offsets)
+    found: list[tuple[int, ...]] = [()] * len(bank)
+    emitted_at: list[tuple[int, ...]] = [()] * len(bank)
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(bank), batch):
+        chosen = order[start : start + batch]
+        frames = _padded([bank.utterance(i) for i in chosen]).to(model.mean.device)
+        counts = torch.as_tensor(lengths[chosen] // model.encoder.frames_joined, device=frames.device)
+        for i, (labels, times) in zip(chosen, greedy_together(model, frames, counts), strict=True):
+            found[i], emitted_at[i] = labels, times
+    return _recognised(model, bank, vocabulary, features, found, emitted_at)
 
 
-def load_transducer(path: str | Path, expect: TransducerConfig | None = None) -> tuple[Transducer, Vocabulary]:
-    """What :func:`save_transducer` wrote, on the CPU, in evaluation mode.
+@torch.no_grad()
+def greedy_together(
+    model: Transducer, frames: torch.Tensor, encoded_counts: torch.Tensor
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Greedy search of padded utterances ``[B, T, n_mels]`` side by side: labels of each, and the encoder frames they
+    were emitted at. ``encoded_counts`` [B]: encoder frames of each.
 
     Raises:
-        CheckpointError: truncated, something else than a transducer, or of another shape than ``expect``.
+        FloatingPointError: a logit is NaN (the frame is named).
     """
-    tensors, header = read_tensors(Path(path))
-    if "transducer" not in header or "vocabulary" not in header:
-        raise CheckpointError(f"{path} holds no transducer (it holds {', '.join(sorted(header)) or 'nothing'})")
-    config = TransducerConfig.from_json(header["transducer"])
-    if expect is not None and config != expect:
-        raise OtherModelError(f"{path} is a transducer of another shape: it has {config}, this run expects {expect}")
-    model = Transducer(config)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit its own header: {error}") from error
-    return model.eval(), Vocabulary.from_json(header["vocabulary"])
+    found: list[tuple[list[int], list[int]]] = [([], []) for _ in range(len(frames))]
+    longest = int(encoded_counts.max()) if len(frames) else 0
+    if longest:
+        projected = model.joiner.encoder(model.encoder(model.normalise(frames)))
+        state = model.prediction.fresh(len(frames))
+        predicted = model.joiner.prediction(state[0])
+    for t in range(longest):
+        active = t < encoded_counts
+        for _ in range(model.config.labels_per_frame):
+            logits = model.joiner.join(projected[:, t], predicted)
+            if not torch.isfinite(logits[active]).all():
+                raise FloatingPointError(f"logits at encoder frame {t} are not finite")
+            best = logits.argmax(-1)
+            active = active & (best != BLANK)
+            if not active.any():
+                break
+            for i in active.nonzero()[:, 0].tolist():
+                found[i][0].append(int(best[i]))
+                found[i][1].append(t)
+            (h, c), (old_h, old_c) = model.prediction.emit(best, state), state
+            state = torch.where(active[:, None], h, old_h), torch.where(active[:, None], c, old_c)
+            predicted = model.joiner.prediction(state[0])
+    return [(tuple(labels), tuple(times)) for labels, times in found]
+
+
+def _recognised(
+    model: Transducer,
+    bank: UtteranceBank,
+    vocabulary: Vocabulary,
+    features: LfbeConfig,
+    found: Sequence[tuple[int, ...]],
+    emitted_at: Sequence[tuple[int, ...]],
+) -> Recognised:
+    """Labels to texts, errors and delays."""
+    hypotheses = tuple(vocabulary.decode(labels) for labels in found)
+    delays = []
+    for times, end_seconds in zip(emitted_at, bank.speech_end_seconds, strict=True):
+        heard = (times[-1] + 1) * model.encoder.frames_joined - 1 if times else -1
+        delays.append(float(features.frame_end_seconds(np.array(heard)) - end_seconds) if times else math.nan)
+    errors = _errors(bank.texts, hypotheses)
+    return Recognised(bank.names, bank.speakers, bank.texts, hypotheses, errors, tuple(delays))
+
+
+def _errors(texts: Sequence[str], hypotheses: Sequence[str]) -> tuple[WordErrors, ...]:
+    return tuple(word_errors(text.split(), heard.split()) for text, heard in zip(texts, hypotheses, strict=True))
 
 
 def _masked(frames: np.ndarray, mean: np.ndarray, config: TransducerTraining, rng: np.random.Generator) -> np.ndarray:

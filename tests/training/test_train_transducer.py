@@ -13,16 +13,13 @@ from kwsbench.data.transcribed import Vocabulary, character_vocabulary
 from kwsbench.data.utterances import UtteranceBank
 from kwsbench.features.lfbe import LfbeConfig
 from kwsbench.models.conformer import ConformerConfig
-from kwsbench.models.feedforward import Spotter, SpotterConfig
 from kwsbench.models.transducer import LstmEncoderConfig, Transducer, TransducerConfig
-from kwsbench.training.checkpoints import CheckpointError, OtherModelError, save_model, write_tensors
+from kwsbench.training.checkpoints import CheckpointError
 from kwsbench.training.transducer import (
     TransducerTraining,
     UtteranceSampler,
     batch_loss,
-    load_transducer,
     recognise_bank,
-    save_transducer,
     train_transducer,
 )
 
@@ -219,26 +216,6 @@ def test_unknown_words_are_errors_when_scored():
     data = replace(bank(4), texts=("go home",) * 4)
     found = recognise_bank(model, data, WORDS, FEATURES)
     assert found.total.words == 8 and found.total.errors >= 4
-
-
-def test_a_model_is_saved_with_its_vocabulary(tmp_path):
-    model, _ = setup(CONFORMER)
-    path = tmp_path / "model.safetensors"
-    save_transducer(path, model, WORDS, {"note": 1})
-    loaded, vocabulary = load_transducer(path, expect=model.config)
-    assert vocabulary == WORDS and loaded.config == model.config and not loaded.training
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values()))
-    with pytest.raises(OtherModelError, match="transducer of another shape"):
-        load_transducer(path, expect=transducer().config)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="truncated"):
-        load_transducer(path)
-    save_model(path, Spotter(SpotterConfig(("word",), 6, 5, (8,))))
-    with pytest.raises(CheckpointError, match="holds no transducer"):
-        load_transducer(path)
-    write_tensors(path, {}, {"transducer": model.config.to_json(), "vocabulary": WORDS.to_json()})
-    with pytest.raises(CheckpointError, match="does not fit its own header"):
-        load_transducer(path)
 
 
 def test_characters_train_as_well_as_words():
