@@ -66,30 +66,25 @@ class Packed:
         self._layers(self._gates[-2:-1], self._label_row, h, c)
 
     def scores(self, encoded: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        last, tables = len(self._arena.descriptions) - 1, (matvec.TANH, self.recognizer.output.bias)
-        inputs = encoded, predicted, *self._rooms, self._scores
-        matvec.joiner_scores(self._gates[-1], last, *self._weights, *tables, *inputs)  # type: ignore[call-arg]
+        last = len(self._arena.descriptions) - 1
+        inputs = self.recognizer.output.bias, encoded, predicted, *self._rooms, self._scores
+        matvec.joiner_scores(self._gates[-1], last, *self._weights, *inputs)  # type: ignore[call-arg]
         return self._scores.copy()
 
     def _layers(self, gates: np.ndarray, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> None:
-        tables = matvec.SIGMOID, matvec.TANH
-        matvec.lstm_layers(gates, *self._weights, *tables, x, h, c, *self._rooms)  # type: ignore[call-arg]
+        matvec.lstm_layers(gates, *self._weights, x, h, c, *self._rooms)  # type: ignore[call-arg]
 
 
 def _constants(gates: tuple[Gates, ...]) -> tuple[np.ndarray, ...]:
-    """Multipliers int32, biases int64 with half a unit of their shift added, shifts int8, of all gates in a row."""
+    """Both multipliers int32, biases int64 with half a unit of their shift added, shifts int8; of all gates."""
+    multipliers = [np.concatenate([getattr(g, f"{of}_multiplier") for g in gates]) for of in ("input", "state")]
     bias = np.concatenate([g.bias + ((1 << g.shift) >> 1) for g in gates])
-    return (
-        np.concatenate([g.input_multiplier for g in gates]).astype(np.int32),
-        np.concatenate([g.state_multiplier for g in gates]).astype(np.int32),
-        bias.astype(np.int64),
-        np.concatenate([g.shift for g in gates]).astype(np.int8),
-    )
+    shift = np.concatenate([g.shift for g in gates])
+    return np.array(multipliers, np.int32), bias.astype(np.int64), shift.astype(np.int8)
 
 
 def _rooms(descriptions: np.ndarray) -> tuple[np.ndarray, ...]:
     """Room for two padded inputs, two rows of accumulators and one of gates."""
-    width = int(-(-max(descriptions[:, matvec.WIDTH].max(), descriptions[:, matvec.COUNT].max()) // 32) * 32)
-    rows = int(-(-descriptions[:, matvec.COUNT].max() // 16) * 16)
-    inputs = [np.zeros(width, np.int8) for _ in range(2)]
-    return (*inputs, *(np.zeros(rows, np.int32) for _ in range(3)))
+    rows, columns = (int(descriptions[:, column].max()) for column in (matvec.COUNT, matvec.WIDTH))
+    width = -(-max(rows, columns) // 32) * 32  # the joiner's rows are an input again
+    return np.zeros((2, width), np.int8), np.zeros((3, -(-rows // 16) * 16), np.int32)
