@@ -258,6 +258,59 @@ def neighbours_command(
     print(markdown(run_neighbours(experiment, systems, variants, out)))
 
 
+@app.command("recognise")
+def recognise_command(
+    task: Annotated[
+        str,
+        typer.Option(
+            help="commands (recorded words strung together), sentences (embedded synthesizer) or librispeech; if "
+            "empty, commands with --data and sentences without",
+            autocompletion=completion.tasks,
+        ),
+    ] = "",
+    data: Annotated[str, typer.Option(help="folder of recorded words, or LibriSpeech's")] = "",
+    words: Annotated[str, typer.Option(help="comma-separated; of commands: all recorded often enough if empty")] = "",
+    profile: Annotated[
+        str, typer.Option(help="smoke, default or full", autocompletion=completion.profiles)
+    ] = "default",
+    encoders: Annotated[
+        str, typer.Option(help="comma-separated", autocompletion=completion.encoders)
+    ] = "lstm,conformer",
+    seeds: Annotated[str, typer.Option(help="comma-separated; the profile's own if empty")] = "",
+    bits: Annotated[str, typer.Option(help="comma-separated weight widths of the general quantizer")] = "5,4,2,1",
+    root: Annotated[Path, typer.Option(help="where models and features are kept")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="folder that receives recognition.json and recognition.md")] = Path(
+        "reports/recognition"
+    ),
+    workers: Annotated[int, typer.Option(help="voices synthesized at once")] = 2,
+) -> None:
+    """The table of word error rates: float, 8-bit training, post-training, few bits and a mix, for two encoders.
+
+    Resumable: the same command goes on where it was.
+
+    Example: kwsbench recognise --profile smoke
+
+    Example: kwsbench recognise --data data/speech_commands_v0.02 --words yes,no,up,down --encoders lstm
+    """
+    from kwsbench.arithmetic.codebook import check_bits
+    from kwsbench.files import check_writable
+    from kwsbench.training.recognition import ENCODERS, open_recognition
+    from kwsbench.training.wer_table import markdown, run_table
+
+    widths = [check_bits(b) for b in _integers(bits, "--bits")]
+    given_seeds = _seeds(seeds)
+    chosen = _names(encoders)
+    if not chosen or not set(chosen) <= set(ENCODERS):
+        raise ValueError(f"--encoders takes some of {', '.join(ENCODERS)}, got {encoders!r}")
+    task = task or ("commands" if data else "sentences")
+    check_writable(out)
+    recognition = open_recognition(root, task, data, _names(words), profile, workers=workers)
+    command = f"kwsbench recognise --task {task}" + (" --data <corpus>" if data else "")
+    command += (f" --words {words}" if words else "") + f" --profile {profile}"
+    run_seeds = given_seeds or list(recognition.spec.profile.seeds)
+    print(markdown(run_table(recognition, chosen, run_seeds, widths, out, command)))
+
+
 @app.command("doctor")
 def doctor_command(
     root: Annotated[Path, typer.Option(help="the folder of results, looked at for room, writing and locks")] = Path(
@@ -453,6 +506,10 @@ def _seeds(text: str) -> list[int]:
     if any(seed < 0 for seed in seeds):
         raise ValueError(f"--seeds takes integers from 0, got {text!r}")
     return seeds
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def _integers(text: str, option: str) -> list[int]:

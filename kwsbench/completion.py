@@ -17,6 +17,8 @@ PROFILES = ("smoke", "default", "full")
 METHODS = ("linear", "tanh", "dorefa", "general", "lsq", "cosine", "s8b")
 BATCHNORM = ("unfolded", "folded")
 KINDS = ("float", "control", "stage_one", "stage_two", "post_training")
+TASKS = ("commands", "sentences", "librispeech")
+ENCODERS = ("lstm", "conformer")
 STATES = ("passed", "failed", "timed out", "interrupted", "running")
 MANIFEST_ROWS = 100_000  # read at most, so that an answer takes no longer than a blink
 
@@ -34,6 +36,17 @@ def methods(incomplete: str) -> list[str]:
 def kinds(incomplete: str) -> list[str]:
     """Kinds of systems."""
     return _starting(KINDS, incomplete)
+
+
+def tasks(incomplete: str) -> list[str]:
+    """Tasks of recognition."""
+    return _starting(TASKS, incomplete)
+
+
+def encoders(incomplete: str) -> list[str]:
+    """Encoders, after those that the word already lists."""
+    done, comma, last = incomplete.rpartition(",")
+    return [f"{done}{comma}{name}" for name in _starting(ENCODERS, last) if name not in done.split(",")]
 
 
 def states(incomplete: str) -> list[str]:

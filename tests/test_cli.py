@@ -101,3 +101,19 @@ def test_ctrl_c_says_once_that_the_same_command_goes_on(monkeypatch, capsys, spe
         main()
     assert stopped.value.code == 130
     assert ("run the same command again" in capsys.readouterr().err) == (not speaks)
+
+
+def test_recognise_refuses_what_it_cannot_do(monkeypatch, tmp_path, capsys):
+    for words, message in (
+        (["--encoders", "gru"], "--encoders takes some of lstm, conformer, got 'gru'"),
+        (["--bits", "9"], "bits"),
+        (["--seeds", "-1"], "--seeds takes integers from 0"),
+        (["--task", "commands"], "needs a folder of recordings"),
+        (["--data", str(tmp_path / "absent")], "absent"),
+        (["--profile", "huge"], "unknown profile 'huge'"),
+    ):
+        command = ["kwsbench", "recognise", *words, "--root", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2 and message in capsys.readouterr().err

@@ -15,6 +15,7 @@ from kwsbench.quantizers import QUANTIZERS
 from kwsbench.quantizers.attach import BATCHNORM_FORMS
 from kwsbench.reports.status import STATES
 from kwsbench.training.experiment import KINDS, PROFILES
+from kwsbench.training.recognition import ENCODERS, TASKS
 
 HEAVY = ("torch", "plotly", "numpy", "papermill", "jupyter_client", "matplotlib", "numba")
 
@@ -49,6 +50,7 @@ def test_the_fixed_lists_are_those_of_the_tables():
     assert set(completion.METHODS) == set(QUANTIZERS)
     assert set(completion.BATCHNORM) == set(BATCHNORM_FORMS) - {"float"}
     assert completion.KINDS == KINDS
+    assert (completion.TASKS, completion.ENCODERS) == (TASKS, ENCODERS)
     assert set(completion.STATES) == set(STATES)
 
 

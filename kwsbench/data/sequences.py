@@ -95,8 +95,8 @@ def usual_words(corpus: Corpus, least: int = 15, most: int = 20) -> tuple[str, .
 def command_sequences(corpus: Corpus, recipe: SequenceRecipe, seed: int) -> TranscribedCorpus:
     """Draw the sequences of all splits; decodes the clips they use once, to find their words.
 
-    A clip that cannot be decoded or is silent is skipped and listed, and so are the sequences that drew it. Clips of
-    unknown speakers are left out, which the notes say.
+    A clip that cannot be decoded or is silent is skipped and listed, and so are the sequences that drew it and what
+    the corpus itself skipped. Clips of unknown speakers are left out, which the notes say.
 
     Raises:
         ValueError: a word is absent from the corpus or a split; no speaker of a split said enough different words;
@@ -123,7 +123,8 @@ def command_sequences(corpus: Corpus, recipe: SequenceRecipe, seed: int) -> Tran
             gaps = rng.uniform(*recipe.gap_seconds, len(clips))
             levels = rng.uniform(-recipe.level_spread_db, recipe.level_spread_db, len(clips))
             drawn.append((f"{split}-{index:06d}", split, clips, np.stack([gaps, levels])))
-    spans, skipped = _spans(corpus.root, [clip for _, _, clips, _ in drawn for clip in clips])
+    spans, unusable = _spans(corpus.root, [clip for _, _, clips, _ in drawn for clip in clips])
+    skipped = [*corpus.skipped, *unusable]
     utterances = []
     for name, split, clips, chances in drawn:
         bad = [clip.path for clip in clips if clip.path not in spans]
@@ -132,7 +133,7 @@ def command_sequences(corpus: Corpus, recipe: SequenceRecipe, seed: int) -> Tran
         else:
             utterances.append(_utterance(name, split, clips, chances, spans, recipe))
     if not utterances:
-        raise ValueError(f"none of the drawn clips can be used; the first: {skipped[0].path} ({skipped[0].reason})")
+        raise ValueError(f"none of the drawn clips can be used; the first: {unusable[0].path} ({unusable[0].reason})")
     check_disjoint(corpus.root, utterances)
     return TranscribedCorpus(corpus.root, tuple(utterances), corpus.select(NOISE), tuple(skipped), tuple(notes))
 

@@ -176,8 +176,9 @@ class RecognitionSystem:
         if self.plan is None:
             return {"float": "float", "control": "float, equal steps"}[self.kind]
         stage = {"stage_one": "stage 1", "stage_two": "stage 2", "post_training": "post-training"}[self.kind]
-        widths = sorted({self.plan.weights.bits, *(w.bits for _, w in self.plan.exceptions)}, reverse=True)
-        return f"{stage}, {'/'.join(map(str, widths))}-bit {self.plan.weights.method}"
+        plans = {w.bits: w.method for w in (self.plan.weights, *(w for _, w in self.plan.exceptions))}
+        widths = "/".join(map(str, sorted(plans, reverse=True)))
+        return f"{stage}, {'mixed ' if len(plans) > 1 else ''}{widths}-bit {plans[min(plans)]}"
 
 
 def open_recognition(

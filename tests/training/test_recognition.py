@@ -9,11 +9,7 @@ import soundfile
 import torch
 
 from kwsbench.data.audio import SAMPLE_RATE, write_flac
-from kwsbench.data.corpora import SPLITS
 from kwsbench.data.sequences import usual_words
-from kwsbench.features.lfbe import LfbeConfig
-from kwsbench.models.conformer import ConformerConfig
-from kwsbench.models.recurrent import LstmEncoderConfig
 from kwsbench.models.transducer import Transducer
 from kwsbench.quantizers.attach import WeightPlan
 from kwsbench.quantizers.recognizer import IntegerRecognizer, RecognizerPlan, SoftRecognizer
@@ -22,48 +18,18 @@ from kwsbench.training.loop import watching
 from kwsbench.training.recognition import (
     LIBRISPEECH,
     PROFILES,
-    RecognitionProfile,
     RecognitionSpec,
     RecognitionSystem,
     open_recognition,
 )
 from kwsbench.training.recognizers import load_recognizer, save_recognizer
-from kwsbench.training.transducer import Recognised, TransducerTraining, recognise_bank, recognise_together
-
-FOUR = RecognizerPlan(WeightPlan("general", 4))
-RUN = TransducerTraining("float", steps=100, learning_rate=1e-2, batch=8, warmup_steps=5, masks=0)
-TINY = RecognitionProfile(
-    "tiny",
-    RUN,
-    replace(RUN, name="stage 1", steps=12, learning_rate=2e-3),
-    replace(RUN, name="stage 2", steps=6, learning_rate=5e-4),
-    lstm=LstmEncoderConfig(n_mels=8, hidden=16, layers=2, stack=3, reduction=2),
-    conformer=ConformerConfig(n_mels=8, stack=6, width=16, blocks=1, heads=2, kernel=3, left_context=4),
-    sequences=(60, 10, 20),
-    word_count=(1, 2),
-    features=LfbeConfig(n_mels=8, keep_every=1),
-    embedding=8,
-    prediction=12,
-    joint=16,
-)
-WORDS = ("high", "low")
+from kwsbench.training.transducer import Recognised, recognise_bank, recognise_together
+from tests.training.recognition_tools import FOUR, RUN, TINY, WORDS, write_tones
 
 
 @pytest.fixture(scope="module")
 def words_root(tmp_path_factory):
-    """Two words, tones of 3000 and 400 Hz, by two speakers of every split, in the layout of word folders."""
-    root = tmp_path_factory.mktemp("tones")
-    rows = ["path,label,speaker,split,seconds,sample_rate,start_seconds,end_seconds"]
-    for label, hz in (("high", 3000), ("low", 400)):
-        (root / label).mkdir()
-        for split in SPLITS:
-            for s in range(2):
-                path = f"{label}/{split}{s}.flac"
-                seconds = np.arange(SAMPLE_RATE // 4) / SAMPLE_RATE
-                write_flac(root / path, (0.2 * np.sin(2 * np.pi * hz * (1 + 0.05 * s) * seconds)).astype(np.float32))
-                rows.append(f"{path},{label},{split}{s},{split},0.25,16000,0,0.25")
-    (root / "manifest.csv").write_text("\n".join(rows) + "\n")
-    return root
+    return write_tones(tmp_path_factory.mktemp("tones"))
 
 
 @pytest.fixture(scope="module")
