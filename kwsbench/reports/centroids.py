@@ -12,10 +12,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from kwsbench.reports.figures import corners
-from kwsbench.reports.style import INK, MARKERS, PALETTE, figure, series, text
+from kwsbench.reports.style import INK, PALETTE, figure, series, text
 
 SLIDER_PX = 90  # below the plot
 PATHS = 16  # levels that get a line of their own
+LARGEST_PX, SMALLEST_PX = 44.0, 3.0  # markers of a level with all weights, and with next to none
 
 
 def annealing_slider(
@@ -45,7 +46,7 @@ def annealing_slider(
     states = [_state(np.asarray(x), y, level, share) for y, level, share in zip(responses, levels, usage)]
     last = states[-1]
     fig.add_scatter(
-        x=last["x"][0], y=last["y"][0], mode="lines", line={"color": PALETTE[0], "width": 2.5}, name="soft curve"
+        x=last["x"][0], y=last["y"][0], mode="lines", line={"color": PALETTE[0], "width": 2.5}, name="curve"
     )
     fig.add_scatter(
         x=last["x"][1],
@@ -73,7 +74,7 @@ def annealing_slider(
         }
         for step, state, told in zip(steps, states, notes)
     ]
-    reach = 1.05 * max(float(np.abs(levels).max()), 1.0)
+    reach = 1.15 * float(np.abs(levels).max())
     fig.update_xaxes(range=[float(x[0]), float(x[-1])])
     fig.update_yaxes(range=[-reach, reach])
     fig.update_layout(
@@ -89,9 +90,19 @@ def annealing_slider(
             }
         ],
         height=fig.layout.height + SLIDER_PX,
-        legend={"orientation": "h", "y": 1.16, "x": 1, "xanchor": "right"},
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 1, "xanchor": "right", "itemsizing": "constant"},
     )
     return fig
+
+
+def drawn_levels(count: int) -> np.ndarray:
+    """Which of ``count`` levels get a path: at most ``PATHS``, evenly chosen, the outermost among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, PATHS)).round().astype(int))
+
+
+def marker_sizes(usage: np.ndarray) -> np.ndarray:
+    """Diameters (px) whose areas are in proportion to the shares; a level without weights is still seen."""
+    return np.maximum(SMALLEST_PX, LARGEST_PX * np.sqrt(np.asarray(usage, np.float64)))
 
 
 def centroid_paths(steps: np.ndarray, levels: np.ndarray, hard_from: float, title: str = "Centroids") -> go.Figure:
@@ -101,7 +112,7 @@ def centroid_paths(steps: np.ndarray, levels: np.ndarray, hard_from: float, titl
     """
     levels = np.asarray(levels, np.float64)
     count = levels.shape[1]
-    chosen = np.unique(np.linspace(0, count - 1, min(count, PATHS)).round().astype(int))
+    chosen = drawn_levels(count)
     shown = f"{count} levels" if len(chosen) == count else f"{len(chosen)} of {count} levels"
     fig = figure(title, "training step", "level / scale", f"{title}: {shown} over {int(steps[-1]):,} steps.")
     for j in chosen:
@@ -115,19 +126,31 @@ def centroid_paths(steps: np.ndarray, levels: np.ndarray, hard_from: float, titl
         )
     fig.add_vline(x=float(hard_from), line={"dash": "dot", "width": 1.5, "color": INK})
     fig.add_annotation(
-        text="hard from here", x=float(hard_from), y=1, yref="paper", xanchor="right", yanchor="bottom", showarrow=False,
+        text="hard from here",
+        x=float(hard_from),
+        xanchor="right",
+        y=1,
+        yref="paper",
+        yanchor="bottom",
+        showarrow=False,
         font={"size": 12},
-    )  # fmt: skip
+    )
     return fig
 
 
 def spacing_figure(levels: Mapping[str, np.ndarray], title: str = "Where the levels lie") -> go.Figure:
-    """Levels of several codebooks, each in units of its largest, one row of marks per name (the first on top)."""
+    """Levels of several codebooks, each in units of its largest, one row of marks per name (the first on top).
+
+    Raises:
+        ValueError: no codebook, or one without a level but 0.
+    """
     if not levels:
         raise ValueError("a figure of levels needs at least one codebook")
     fig = figure(title, "level / largest level", "", f"{title}: {', '.join(levels)}.")
     for i, (name, values) in enumerate(levels.items()):
         values = np.asarray(values, np.float64)
+        if not np.abs(values).max(initial=0) > 0:
+            raise ValueError(f"{name!r} has no level but 0")
         fig.add_scatter(
             x=np.round(values / np.abs(values).max(), 4).tolist(),
             y=[text(name)] * len(values),
@@ -151,22 +174,28 @@ def sensitivity_figure(
     The axis is logarithmic: what lies below a thousandth of the largest increase, or below 0, is drawn there.
 
     Raises:
-        ValueError: no increase is above 0, or a group has not one value per matrix.
+        ValueError: nothing to show, no increase is above 0, one is not a number, or a group has not one per matrix.
     """
+    if not matrices or not increases:
+        raise ValueError("a figure of sensitivities needs at least one matrix and one width")
+    for name, values in increases.items():
+        if len(values) != len(matrices):
+            raise ValueError(f"{len(matrices)} matrices, but {len(values)} values of {name!r}")
+        for matrix, value in zip(matrices, values):
+            if not np.isfinite(value):
+                raise ValueError(f"no increase of {name!r} at {matrix!r}: {value}")
     largest = max(max(values) for values in increases.values())
     if not largest > 0:
         raise ValueError("no matrix minds at all: every increase is 0 or below")
     floor = largest / 1000
     fig = figure(title, x_title, "", f"{title}: {len(matrices)} matrices at {', '.join(increases)}.")
     for i, (name, values) in enumerate(increases.items()):
-        if len(values) != len(matrices):
-            raise ValueError(f"{len(matrices)} matrices, but {len(values)} values of {name!r}")
         fig.add_scatter(
             x=[max(float(v), floor) for v in values],
             y=[text(m) for m in matrices],
             customdata=[float(v) for v in values],
             mode="markers",
-            marker={"color": PALETTE[i], "symbol": MARKERS[i], "size": 10},
+            marker={"color": series(i).colour, "symbol": series(i).marker, "size": 10},
             name=text(name),
             hovertemplate="%{y}: %{customdata:.4f}<extra></extra>",
         )
@@ -179,10 +208,9 @@ def sensitivity_figure(
 def _state(x: np.ndarray, y: np.ndarray, levels: np.ndarray, usage: np.ndarray) -> dict[str, list]:
     """Data of both traces at one snapshot, as Plotly's ``update`` takes it."""
     kept = corners(x, np.asarray(y), 0.002)
-    sizes = 4 + 40 * np.sqrt(np.asarray(usage))
-    places = np.round(levels, 3).tolist()
+    places = np.round(levels, 4).tolist()
     return {
-        "x": [np.round(x[kept], 3).tolist(), places],
-        "y": [np.round(np.asarray(y)[kept], 3).tolist(), places],
-        "marker.size": [None, np.round(sizes, 1).tolist()],
+        "x": [np.round(x[kept], 4).tolist(), places],
+        "y": [np.round(np.asarray(y)[kept], 4).tolist(), places],
+        "marker.size": [None, np.round(marker_sizes(usage), 1).tolist()],
     }

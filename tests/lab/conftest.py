@@ -26,7 +26,7 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def runs(corpus, tmp_path_factory) -> Path:
-    """A root with float and stage 2, trained for a moment and scored."""
+    """A root with float and stage 2, trained for a moment and scored, and a stage 1 that annealed."""
     e = open_experiment(tmp_path_factory.mktemp("runs"), str(corpus), "computer", "smoke", progress=False, workers=1)
     p = PROFILES["smoke"]
     stages = {n: replace(getattr(p, n), steps=s) for n, s in (("float_stage", 60), ("stage_one", 20), ("stage_two", 9))}
@@ -34,6 +34,7 @@ def runs(corpus, tmp_path_factory) -> Path:
     e.remember()
     for system in (System("float"), System("stage_two", 0, WeightPlan("tanh", 5))):
         e.point(system)
+    e.model(System("stage_one", 0, WeightPlan("general", 2)))
     return e.root
 
 

@@ -18,19 +18,20 @@ from pages import Page
 
 SLIDERS = [
     *("width (bits)", "range (× largest)"),
+    "training step",
     *("threshold (log odds)", "smoothing (frames)", "refractory time (s)"),
     *(f"layer{i} (bits)" for i in range(5)),
     "width (bits)",
 ]
 # Which plot of the page a slider moves.
-PLOT_OF = [0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 3]
+PLOT_OF = [0, 0, 1, 2, 2, 2, 3, 3, 3, 3, 3, 4]
 
 
 @pytest.fixture(scope="module")
 def explore(browser, server):
     page = Page(browser, server, "99_explore.ipynb")
     page.run_all()
-    page.drawn(3)
+    page.drawn(4)
     return page
 
 
@@ -46,17 +47,36 @@ def changes(page, plot, act) -> bool:
 def test_every_slider_moves_its_figure_by_keyboard_and_by_mouse(explore):
     assert [name for name, _ in explore.sliders()] == SLIDERS
     for (name, handle), plot in zip(explore.sliders(), PLOT_OF, strict=True):
-        key = "\ue012" if name.startswith(("width", "layer")) else "\ue014"  # left, right
+        key = "\ue012" if name.startswith(("width", "layer", "training")) else "\ue014"  # left, right
         assert changes(explore, plot, lambda h=handle, k=key: explore.by_keyboard(h, k)), name
-        assert changes(explore, plot, lambda h=handle: explore.by_mouse(h, 30)), name
+        pixels = -30 if name.startswith("training") else 30
+        assert changes(explore, plot, lambda h=handle, p=pixels: explore.by_mouse(h, p)), name
     assert explore.errors() == []
+
+
+@pytest.mark.browser
+def test_the_annealing_plays_to_its_end(explore):
+    """The play button moves the slider, and the slider the figure: from soft to hard, a step at a time."""
+    handle = dict(explore.sliders())["training step"]
+    changes(explore, 1, lambda: explore.by_keyboard(handle, "\ue011"))  # home
+    explore.until(lambda: explore.plots()[1]["title"].startswith("Step 0 of"), "the first snapshot")
+    play, _ = explore.select(".jp-NotebookPanel .widget-play button:not([style*='none'])")
+    play.click()
+    seen = set()
+
+    def at_the_end():
+        seen.add(explore.plots()[1]["title"].split(",")[0])
+        return "Step 20 of 20, hard" in explore.plots()[1]["title"]
+
+    explore.until(at_the_end, "the last snapshot")
+    assert len(seen) > 3, "it passes through the snapshots between"
 
 
 @pytest.mark.browser
 def test_a_mistake_is_played_from_the_page(explore):
     button = next(b for b in explore.select(".jp-NotebookPanel button") if b.text.strip() == "play the mixture")
     threshold = dict(explore.sliders())["threshold (log odds)"]
-    changes(explore, 1, lambda: explore.by_keyboard(threshold, "\ue011"))  # home: everything fires
+    changes(explore, 2, lambda: explore.by_keyboard(threshold, "\ue011"))  # home: everything fires
     lists = [s for s in explore.select(".jp-NotebookPanel .widget-select select")]
     choose = "arguments[0].scrollIntoView({block: 'center'})"
     explore.browser.execute_script(choose, button)
@@ -99,7 +119,7 @@ def test_training_is_started_stopped_and_resumed_from_the_page(explore):
 
     explore.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button("stop"))
     button("train / resume").click()
-    points = lambda: sum(len(t["y"]) for t in explore.plots()[3]["data"])  # noqa: E731
+    points = lambda: sum(len(t["y"]) for t in explore.plots()[4]["data"])  # noqa: E731
     explore.until(lambda: points() > 4, "a loss curve", 240)
     button("stop").click()
     explore.until(lambda: "stopped at" in explore.text(".jp-NotebookPanel"), "a checkpoint", 120)

@@ -52,6 +52,15 @@ class Shelf:
     studies: dict[str, Study] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
+    @property
+    def systems(self) -> dict[str, tuple[Study, str]]:
+        """Study and name of every cached system, by what it is called here: with its study where there are several."""
+        return {
+            name if len(self.studies) == 1 else f"{name} ({study.label})": (study, name)
+            for study in self.studies.values()
+            for name in study.systems
+        }
+
     def describe(self) -> str:
         """Markdown for the top of the notebook."""
         if not self.studies:

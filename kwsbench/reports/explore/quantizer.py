@@ -23,7 +23,7 @@ from kwsbench.models.feedforward import Spotter
 from kwsbench.quantizers import CODEBOOKS, QUANTIZERS
 from kwsbench.quantizers.attach import QuantizedSpotter
 from kwsbench.quantizers.usage import Response, entropy_bits, response
-from kwsbench.reports.explore.artifacts import Shelf, Study
+from kwsbench.reports.explore.artifacts import Shelf
 from kwsbench.reports.explore.panels import Content, apply, skeleton
 from kwsbench.reports.style import INK, PALETTE, text
 
@@ -122,27 +122,18 @@ DISTRIBUTIONS = {
 def sources(shelf: Shelf) -> dict[str, list[str]]:
     """What can be looked at: {"synthetic weights": names, a system: its layers, ...}."""
     found = {SYNTHETIC: list(DISTRIBUTIONS)}
-    for source, (study, _) in _systems(shelf).items():
+    for source, (study, _) in shelf.systems.items():
         found[source] = [f"layer{i}" for i in range(len(study.experiment.spec.model.sizes) - 1)]
     return found
-
-
-def _systems(shelf: Shelf) -> dict[str, tuple[Study, str]]:
-    """Study and name of every cached system, by what it is called here: with its study where there are several."""
-    return {_source(shelf, study, name): (study, name) for study in shelf.studies.values() for name in study.systems}
-
-
-def _source(shelf: Shelf, study: Study, name: str) -> str:
-    return name if len(shelf.studies) == 1 else f"{name} ({study.label})"
 
 
 def weights_of(shelf: Shelf, source: str, layer: str) -> Weights:
     """The float weights of a layer: of a quantized system those behind its codes, as it trained them."""
     if source == SYNTHETIC:
         return synthetic(layer)
-    if source not in _systems(shelf):
+    if source not in shelf.systems:
         raise ValueError(f"nothing is cached under the name {source!r}; there is {', '.join(sources(shelf))}")
-    study, name = _systems(shelf)[source]
+    study, name = shelf.systems[source]
     model = study.experiment.model(study.systems[name])
     return _layer(model, int(layer.removeprefix("layer")), f"{name}, {layer}")
 

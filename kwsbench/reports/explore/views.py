@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from IPython.display import Markdown, display
 
-from kwsbench.reports.explore import det, monitor, quantizer, resources
+from kwsbench.reports.centroids import centroid_paths
+from kwsbench.reports.explore import annealing, det, monitor, quantizer, resources
 from kwsbench.reports.explore.artifacts import HOW_TO_GET_RUNS, Shelf, Study
 from kwsbench.reports.figures import training_figure
 from kwsbench.reports.show import show, show_table
@@ -39,6 +40,35 @@ def quantizer_explorer(shelf: Shelf, live: bool) -> quantizer.QuantizerView:
         for bits, db in enumerate(v.sqnr_by_bits, 1)
     ]
     show_table(html_table(rows), f"SQNR by width at this range; at {v.state.bits} bits the best range is {best:.2f}.")
+    return v
+
+
+def annealing_explorer(shelf: Shelf, live: bool) -> annealing.AnnealingView | None:
+    """What recorded stages did to their centroids, snapshot by snapshot."""
+    found = annealing.Annealings(shelf)
+    if not found.records:
+        display(Markdown("\n\n".join([annealing.NO_RECORD, *found.left_out])))
+        return None
+    if live:
+        from kwsbench.reports.explore.widgets import AnnealingExplorer
+
+        explorer = AnnealingExplorer(found)
+        display(explorer.widget)
+        return explorer.view
+    state = found.start()
+    v = found.view(state)
+    show(
+        annealing.slider(v),
+        f"The curve at {len(v.step)} snapshots of {v.steps:,} steps: at first soft, hard at the end. {v.told()}",
+    )
+    hard_from = v.steps if v.hard_from is None else v.hard_from
+    name = f"{state.system}, {state.layer}"
+    show(
+        centroid_paths(v.step, v.layer.levels, hard_from, f"{name}: paths of the levels"),
+        f"At the end {v.distinct} levels differ and carry {v.entropy_bits:.2f} of {v.bits:g} bits per weight.",
+    )
+    rows = annealing.rows(found, state.system)
+    show_table(html_table(rows), f"{state.system}: every layer at the end of its stage, and what was found.")
     return v
 
 

@@ -17,7 +17,7 @@ import ipywidgets as w
 
 from kwsbench.data.audio import SAMPLE_RATE
 from kwsbench.quantizers import QUANTIZERS
-from kwsbench.reports.explore import det, monitor, quantizer, resources
+from kwsbench.reports.explore import annealing, det, monitor, quantizer, resources
 from kwsbench.reports.explore.artifacts import Shelf, Study
 from kwsbench.reports.explore.live_figure import LiveFigure
 from kwsbench.reports.explore.panels import apply
@@ -31,6 +31,7 @@ CONTROLS = w.Layout(flex="0 0 348px", width="348px", overflow="visible")
 FIGURE = w.Layout(flex="1 1 480px", min_width="420px")
 STYLE = {"description_width": "132px"}
 POLL_SECONDS = 0.5
+SNAPSHOT_MS = 250  # while it plays
 # Plotly measures its container, which would otherwise grow with the plot.
 FIT = "<style>.kwsbench-figure > .js-plotly-plot { flex: 1 1 0; min-width: 0; width: 100%; }</style>"
 
@@ -150,6 +151,55 @@ class QuantizerExplorer(_Explorer):
             with self.quietly():
                 self.method.value, self.bits.value = trained.method, trained.bits
                 self.per_channel.value, self.clip.value = trained.per_channel, round(trained.clip, 2)
+
+
+class AnnealingExplorer(_Explorer):
+    """A slider over the snapshots of a recorded stage, which also plays."""
+
+    def __init__(self, annealings: annealing.Annealings):
+        super().__init__()
+        self.annealings = annealings
+        first = annealings.start()
+        self.system = _dropdown("stage of", list(annealings.records), value=first.system)
+        self.layer = _dropdown("layer", list(annealings.records[first.system].layers), value=first.layer)
+        # A slider over what is named, its steps; the button counts them.
+        self.snapshot = _slider(
+            w.SelectionSlider, "training step", "a snapshot before this step", options=[("0", 0)], value=0
+        )
+        self.play = w.Play(interval=SNAPSHOT_MS, min=0, max=0, show_repeat=False)
+        self._take_steps()
+        self.link = w.jslink((self.play, "value"), (self.snapshot, "index"))
+        self.view = annealings.view(self.state)
+        self.figure = LiveFigure(annealing.draw(self.view))
+        self.on(self.system, self._other_system)
+        for control in (self.layer, self.snapshot):
+            self.on(control, self.update)
+        self.tell(self.view.told())
+        self.widget = _side_by_side([self.system, self.layer, self.snapshot, self.play, self.status], self.figure)
+
+    @property
+    def state(self) -> annealing.AnnealingState:
+        return annealing.AnnealingState(self.system.value, self.layer.value, self.snapshot.value)
+
+    def update(self) -> None:
+        self.view = self.annealings.view(self.state)
+        apply(self.figure, annealing.content(self.view))
+        self.tell(self.view.told())
+
+    def _other_system(self) -> None:
+        with self.quietly():
+            layers, layer = list(self.annealings.records[self.system.value].layers), self.layer.value
+            self.layer.options = layers
+            self.layer.value = layer if layer in layers else layers[0]
+            self._take_steps()
+        self.update()
+
+    def _take_steps(self) -> None:
+        """The snapshots of the chosen system, the last of them shown."""
+        steps = self.annealings.records[self.system.value].step
+        self.snapshot.options = [(f"{int(step):,}", i) for i, step in enumerate(steps)]
+        self.snapshot.value = self.play.max = len(steps) - 1
+        self.play.value = self.play.max
 
 
 class DetExplorer(_Explorer):

@@ -33,13 +33,14 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def experiment(corpus, tmp_path_factory) -> Experiment:
-    """Float, stage 1 and stage 2 at 5 bits, and post-training at 8 bits: trained, scored."""
+    """Float, stage 1 and stage 2 at 5 bits, and post-training at 8 bits: trained, scored; a stage 1 that annealed."""
     e = open_experiment(tmp_path_factory.mktemp("runs"), str(corpus), "computer", "smoke", progress=False, workers=1)
     e.spec = replace(e.spec, profile=short(PROFILES["smoke"], (60, 20, 10)))
     e.remember()
     plan = WeightPlan("tanh", 5)
     for system in (System("float"), System("stage_two", 0, plan), System("post_training", 0, WeightPlan("linear", 8))):
         e.point(system)
+    e.model(System("stage_one", 0, WeightPlan("general", 2)))
     return e
 
 

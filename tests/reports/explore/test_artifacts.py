@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from kwsbench.quantizers.attach import WeightPlan
-from kwsbench.reports.explore.artifacts import DEFAULT_ROOT, open_shelf, resolve_root, spec_from_json
+from kwsbench.reports.explore.artifacts import DEFAULT_ROOT, Shelf, open_shelf, resolve_root, spec_from_json
 from kwsbench.training.experiment import SPECS, System
 
 
@@ -21,11 +21,19 @@ def test_an_empty_or_missing_root_says_how_to_get_runs(tmp_path):
 
 
 def test_every_trained_system_is_found_by_the_experiment_it_belongs_to(study, experiment):
-    assert list(study.systems) == ["float", "stage 2, 5-bit tanh", "stage 1, 5-bit tanh", "post-training, 8-bit linear"]
+    trained = ["float", "stage 2, 5-bit tanh", "stage 1, 5-bit tanh", "stage 1, 2-bit general"]
+    assert list(study.systems) == [*trained, "post-training, 8-bit linear"]
     assert study.systems["stage 2, 5-bit tanh"] == System("stage_two", 0, WeightPlan("tanh", 5))
     assert study.experiment.spec == replace(experiment.spec, data=str(study.experiment.spec.data))
     for system in study.systems.values():
         assert study.experiment.folder(system) == experiment.folder(system)
+
+
+def test_systems_of_several_studies_are_told_apart(study, tmp_path):
+    one, two = Shelf(tmp_path, {"a": study}), Shelf(tmp_path, {"a": study, "b": replace(study, label="b")})
+    assert list(one.systems) == list(study.systems) and one.systems["float"] == (study, "float")
+    assert len(two.systems) == 2 * len(study.systems)
+    assert two.systems["float (b)"][1] == "float" and two.systems["float (b)"][0].label == "b"
 
 
 def test_the_note_of_another_profile_whose_systems_are_not_trained_is_no_study(shelf, experiment):

@@ -42,6 +42,36 @@ def test_another_source_sets_the_controls_to_what_was_trained(shelf):
     assert explorer.layer.options == tuple(f"layer{i}" for i in range(5)) and explorer.bits.value == 5
 
 
+def test_the_annealing_explorer_follows_its_slider(shelf):
+    explorer = widgets.AnnealingExplorer(widgets.annealing.Annealings(shelf))
+    figure, record = explorer.figure, explorer.annealings.records["stage 1, 2-bit general"]
+    last = len(record.step) - 1
+    assert (explorer.snapshot.index, explorer.play.value, explorer.play.max) == (last, last, last)
+    assert [label for label, _ in explorer.snapshot.options] == [f"{int(s):,}" for s in record.step]
+    explorer.snapshot.set_state({"index": 3})  # as the page says it, by hand or while it plays
+    np.testing.assert_array_equal(figure.data[1].x, record.layers["layer0"].levels[3])
+    explorer.layer.value = "layer4"
+    assert explorer.view.state.snapshot == 3 and explorer.figure is figure
+    np.testing.assert_array_equal(figure.data[1].x, record.layers["layer4"].levels[3])
+    assert explorer.status.value == explorer.view.told() and "layer4" in explorer.status.value
+    assert (explorer.link.source, explorer.link.target) == ((explorer.play, "value"), (explorer.snapshot, "index"))
+
+
+def test_another_stage_brings_its_own_snapshots_and_layers(shelf):
+    annealings = widgets.annealing.Annealings(shelf)
+    (name, record) = next(iter(annealings.records.items()))
+    arrays = {k: v if k == "steps" else v[::3] for k, v in record.arrays().items() if not k.startswith("layer4")}
+    annealings.records["thinner"] = type(record).from_arrays(arrays)
+    explorer = widgets.AnnealingExplorer(annealings)
+    explorer.layer.value = "layer4"
+    explorer.system.value = "thinner"
+    assert explorer.layer.value == "layer0" and explorer.layer.options == tuple(f"layer{i}" for i in range(4))
+    assert explorer.play.max == len(explorer.snapshot.options) - 1 == len(record.step[::3]) - 1
+    assert explorer.view.state == widgets.annealing.AnnealingState("thinner", "layer0", explorer.play.max)
+    explorer.system.value = name
+    assert explorer.play.max == explorer.view.state.snapshot == len(record.step) - 1
+
+
 def test_the_det_explorer_follows_sliders_and_clicks(study):
     explorer = widgets.DetExplorer(study)
     for control, value in ((explorer.threshold, -1.0), (explorer.smoothing, 5), (explorer.refractory, 0.3)):
