@@ -29,6 +29,7 @@ FLOORS = {
     "kwsbench.integer.listen": 2,
     "kwsbench.integer.drawn": 2,
     "kwsbench.integer.packed": 2,
+    "kwsbench.integer.replay": 2,
     "kwsbench.integer.kernels": 2,
     "kwsbench.integer.run": 2,
     "kwsbench.export": 2,
@@ -61,6 +62,7 @@ TORCH_FREE = (
     "kwsbench.integer.listen",
     "kwsbench.integer.drawn",
     "kwsbench.integer.packed",
+    "kwsbench.integer.replay",
     "kwsbench.integer.kernels",
     "kwsbench.integer.run",
 )

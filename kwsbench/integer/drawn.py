@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from kwsbench.arithmetic.gates import STATE_UNIT, gate_constants
-from kwsbench.integer.listen import Reference, encode, start
+from kwsbench.integer.listen import encode, start
+from kwsbench.integer.packed import Packed
 from kwsbench.integer.program import InputQuantizer, OutputDense, Proof
 from kwsbench.integer.recognizer import Gates, Matrix, Recognizer
 
@@ -98,7 +99,8 @@ def draw_codes(rng: np.random.Generator, shape: tuple[int, int], bits: int, grid
     """Codes int8 of a grid, drawn evenly; a table is drawn first, -127 and 127 always in it."""
     if grid == "table":
         inner = rng.choice(np.arange(-126, 127), size=min(2**bits, 255) - 2, replace=False)
-        return rng.choice(np.concatenate([[-127, 127], inner]), size=shape).astype(np.int8)
+        table = np.concatenate([[-127, 127], inner]).astype(np.int8)
+        return table[rng.integers(0, len(table), size=shape, dtype=np.uint8)]
     q = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), size=shape)
     if grid in ("odd", "binary"):
         return (2 * q + 1).astype(np.int8)
@@ -114,7 +116,7 @@ def _output(matrix: Matrix, bias: np.ndarray) -> OutputDense:
 
 def _balanced(rng: np.random.Generator, recognizer: Recognizer) -> np.ndarray:
     """Biases int32 of the output that let the blank win at about seven of ten states, and the others share the rest."""
-    engine, count = Reference(recognizer), 48
+    engine, count = Packed(recognizer), 48
     frames = rng.normal(size=(count * recognizer.frames_joined, recognizer.n_mels)) * 2
     begin = start(engine)
     encoded, _ = encode(engine, frames.astype(np.float32), begin)

@@ -54,6 +54,12 @@ class Packed:
         }
 
     @property
+    def bytes_per_gate_row(self) -> int:
+        """Bytes of constants per row of a gate."""
+        multipliers, bias, shift = self._constants
+        return 2 * multipliers.itemsize + bias.itemsize + shift.itemsize
+
+    @property
     def matrix_bytes(self) -> tuple[int, ...]:
         """Bytes in memory of every matrix, in the order of ``Recognizer.matrices``."""
         return self._arena.held
