@@ -17,7 +17,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from kwsbench.quantizers import QUANTIZERS
-from kwsbench.reports.explore import det, quantizer, resources
+from kwsbench.reports.explore import annealing, det, quantizer, resources
 from kwsbench.reports.explore.artifacts import open_shelf
 from kwsbench.reports.explore.panels import apply
 
@@ -38,7 +38,8 @@ def measure(view, draw, content, states) -> tuple[np.ndarray, np.ndarray]:
 
 def main(root: str = "runs", count: int = 200) -> None:
     rng = np.random.default_rng(0)
-    study = next(iter(open_shelf(root).studies.values()), None)
+    shelf = open_shelf(root)
+    study = next(iter(shelf.studies.values()), None)
     if study is None:
         raise SystemExit(f"nothing is cached under {root}; kwsbench run --profile smoke makes some")
     detections, res = det.Detections(study), resources.Resources(study)
@@ -46,6 +47,7 @@ def main(root: str = "runs", count: int = 200) -> None:
     low, high = detections.threshold_range()
     methods = list(QUANTIZERS)
     weights = quantizer.Weights("layer0", res.weights[0])
+    annealings = annealing.Annealings(shelf)
 
     def quantizer_state():
         method, bits = str(rng.choice(methods)), int(rng.integers(1, 9))
@@ -54,6 +56,11 @@ def main(root: str = "runs", count: int = 200) -> None:
     def det_state():
         threshold, smoothing = float(rng.uniform(low, high)), int(rng.integers(1, 21))
         return det.DetState(tuple(names), str(rng.choice(names)), threshold, smoothing, float(rng.uniform(0.1, 3)))
+
+    def annealing_state():
+        system, record = list(annealings.records.items())[int(rng.integers(len(annealings.records)))]
+        layer, snapshot = str(rng.choice(list(record.layers))), int(rng.integers(len(record.step)))
+        return annealing.AnnealingState(system, layer, snapshot)
 
     def resource_states():
         # As sliders do: one layer at a time; what a width was once computed for stays.
@@ -74,6 +81,10 @@ def main(root: str = "runs", count: int = 200) -> None:
             res.view, resources.draw, resources.content, list(resource_states())
         ),
     }  # fmt: skip
+    if annealings.records:
+        rows[f"annealing, {len(annealings.records)} systems"] = measure(
+            annealings.view, annealing.draw, annealing.content, [annealing_state() for _ in range(count + 1)]
+        )
     print(f"{count} random states; {study.label}; Python {platform.python_version()}, {os.cpu_count()} cores\n")
     print("| explorer | view, median ms | view, 95% ms | with update, median ms | with update, 95% ms |")
     print("|---|---:|---:|---:|---:|")
