@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kwsbench.arithmetic.codebook import Codebook
-from kwsbench.quantizers.general import GeneralWeight, general_codebook
+from kwsbench.quantizers.general import GeneralWeight, HardGeneralWeight, general_codebook
 from kwsbench.quantizers.linear import LinearWeight, linear_codebook
 from kwsbench.quantizers.lsq import LsqWeight
 from kwsbench.quantizers.regularized import CosineWeight, S8bWeight
@@ -25,6 +25,7 @@ QUANTIZERS: dict[str, type[WeightQuantizer]] = {
     "tanh": TanhWeight,
     "dorefa": DorefaWeight,
     "general": GeneralWeight,
+    "general_hard": HardGeneralWeight,
     "lsq": LsqWeight,
     "cosine": CosineWeight,
     "s8b": S8bWeight,
@@ -34,6 +35,7 @@ CODEBOOKS: dict[str, Callable[[int], Codebook]] = {
     "tanh": odd_codebook,
     "dorefa": odd_codebook,
     "general": general_codebook,
+    "general_hard": general_codebook,
     "lsq": linear_codebook,
     "cosine": odd_codebook,
     "s8b": general_codebook,
@@ -86,6 +88,7 @@ __all__ = [
     "CosineWeight",
     "DorefaWeight",
     "GeneralWeight",
+    "HardGeneralWeight",
     "LinearWeight",
     "LsqWeight",
     "S8bWeight",

@@ -32,9 +32,9 @@ ENOUGH_PER_LEVEL = 100
 MOST_LEVELS_JUDGED = 64
 # A layer is effectively hard when fewer weights than this are undecided (at SHARPNESS a = 59: late in the schedule).
 FROZEN_SHARE = 0.05
-# In the first half of the soft phase the learning rate is still above 0.65 of its peak: weights have most of their way
-# to go.
-EARLY = 0.5
+# In the first 0.6 of the soft phase the learning rate (a cosine) is still above half of its peak: weights that cannot
+# move then do not profit from the rest.
+EARLY = 0.6
 # Noise of -20 dB of the weights that arrives in one step: as much as rounding to 4 bits.
 LARGEST_GAP = 0.1
 # int8 merges a few close levels of any table; a tenth of them is a quarter of the table's last bit.

@@ -169,6 +169,18 @@ class GeneralWeight(WeightQuantizer):
         return self.weight
 
 
+class HardGeneralWeight(GeneralWeight):
+    """The same without the soft phase: trained centroids, hard with a straight-through gradient from the first step.
+
+    What annealing adds, or costs, is the difference from ``general``.
+    """
+
+    method = "general_hard"
+
+    def anneal(self, step: int, steps: int) -> None:
+        self.sharpness = None
+
+
 def _assignment(y: torch.Tensor, z: torch.Tensor, sharpness: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The lower one of the two centroids around each companded weight, and the upper one's part of the softmax."""
     left = (torch.searchsorted(z.detach(), y.detach(), right=True) - 1).clamp(0, len(z) - 2)

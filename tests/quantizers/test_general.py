@@ -11,6 +11,7 @@ from kwsbench.quantizers.general import (
     SHARPNESS,
     START_MU,
     GeneralWeight,
+    HardGeneralWeight,
     compand,
     expand,
     general_codebook,
@@ -157,6 +158,16 @@ def test_soft_tends_to_hard_and_only_a_training_forward_is_soft():
     assert q.sharpness is None and torch.equal(q.train().quantized().detach(), hard)
     gaps = [(q.softened(a) - hard).abs().median().item() for a in (2.0, 10.0, 100.0)]
     assert gaps[0] > gaps[1] > gaps[2]
+
+
+def test_without_annealing_it_is_the_same_quantizer_hard_from_the_start():
+    soft, hard = GeneralWeight(weight(), 3).train(), HardGeneralWeight(weight(), 3).train()
+    for step in (0, 50, 100):
+        soft.anneal(step, 100)
+        hard.anneal(step, 100)
+        assert hard.sharpness is None and torch.equal(hard.quantized(), hard.eval().quantized())
+        assert torch.equal(hard.quantized(), soft.eval().quantized())
+        assert torch.equal(soft.train().quantized(), hard.train().quantized()) == (step == 100)
 
 
 def test_annealing_is_geometric():
