@@ -34,10 +34,8 @@ def test_a_response_is_a_staircase_that_stays_near_its_latent(method, bits):
     assert np.all(np.diff(r.output) >= 0)
     inside = np.abs(x) < 0.99
     half_step = np.diff(np.unique(r.output)).max() / 2
-    if method in (
-        "general",
-        "general_hard",
-    ):  # its thresholds are halfway in the companded space, its outer centroids within the range
+    if method in ("general", "general_hard"):
+        # Thresholds are halfway in the companded space, the outer centroids within the range.
         half_step *= 1.5
     assert np.abs(r.output - r.latent)[inside].max() <= half_step + 1e-6
 
