@@ -35,8 +35,15 @@ from kwsbench.data.transcribed import (
     word_vocabulary,
 )
 from kwsbench.data.utterances import FEATURES, MIX, UtteranceBank, build_utterances
+from kwsbench.export.recognizer import recognizer_parts
 from kwsbench.features.lfbe import LfbeConfig
 from kwsbench.files import check_writable, write_json
+from kwsbench.integer.listen import transcribe
+from kwsbench.integer.lower import LoweringError
+from kwsbench.integer.lower_recognizer import lower_recognizer
+from kwsbench.integer.packed import Packed
+from kwsbench.integer.recognizer import Recognizer
+from kwsbench.integer.recognizer import load_recognizer as load_program
 from kwsbench.models.conformer import ConformerConfig
 from kwsbench.models.recurrent import LstmEncoderConfig
 from kwsbench.models.transducer import Transducer, TransducerConfig
@@ -310,8 +317,8 @@ class Recognition:
         folder = file.parent
         folder.mkdir(parents=True, exist_ok=True)
         # What an earlier model left behind, one that was deleted to be trained again, would be stale.
-        for old in folder.glob("recognised-*"):
-            old.unlink()
+        for old in (*folder.glob("recognised-*"), *folder.glob("equality-*"), folder / "program.safetensors"):
+            old.unlink(missing_ok=True)
         write_json(folder / "config.json", self.identity(system))
         checkpoint = usable_checkpoint(folder / "checkpoint.safetensors")
         model, history = self._make(system, checkpoint)
@@ -405,8 +412,49 @@ class Recognition:
         file = self.folder(system) / f"recognised-{split}-{bank.source_hash[:12]}.json"
         return kept(file, self._title(system), lambda path: Recognised.from_json(json.loads(path.read_text())), make)
 
+    def has_program(self, system: RecognitionSystem) -> bool:
+        """Whether a system is an integer program: everything quantized, LSTM encoder."""
+        return system.kind in ("stage_two", "post_training") and system.encoder == "lstm"
+
+    def program(self, system: RecognitionSystem) -> Recognizer:
+        """The integer program of a system, see :meth:`has_program`.
+
+        Raises:
+            LoweringError: the system has a float remainder, or a bound cannot be proven.
+        """
+
+        def make(file: Path) -> None:
+            model = self.model(system)
+            if not isinstance(model, IntegerRecognizer):
+                raise LoweringError(f"{self._title(system)} is not quantized whole: it has no integer program")
+            features = self.spec.profile.features
+            metadata = {
+                "features": asdict(features),
+                "vocabulary": self.vocabulary.to_json(),
+                "system": system.label,
+                "seed": system.seed,
+            }
+            lower_recognizer(model, features.frame_seconds, metadata).save(file)
+
+        return kept(self.folder(system) / "program.safetensors", self._title(system), load_program, make)
+
+    def program_equality(self, system: RecognitionSystem, split: str = "test") -> dict[str, int]:
+        """Utterances that the program recognises on its packed kernels (``compared``), and those where it gives other
+        labels than training's own arithmetic (``different``)."""
+        bank = self.bank(split)
+        file = self.folder(system) / f"equality-{split}-{bank.source_hash[:12]}.json"
+        if not file.is_file():
+            engine = Packed(self.program(system))
+            heard = [self.vocabulary.decode(transcribe(engine, bank.utterance(i))) for i in range(len(bank))]
+            trained = self.recognised(system, split).hypotheses
+            different = sum(a != b for a, b in zip(heard, trained, strict=True))
+            write_json(file, {"compared": len(heard), "different": different})
+        return json.loads(file.read_text())
+
     def packed_bytes(self, system: RecognitionSystem) -> int:
         """Bytes that a device stores; of the float systems, four for every parameter."""
+        if self.has_program(system):
+            return sum(map(len, recognizer_parts(self.program(system)).values()))
         model = self.model(system)
         if not isinstance(model, Transducer):
             return sum(model.packed_bytes().values())

@@ -130,6 +130,7 @@ def measure(recognition: Recognition, system: RecognitionSystem) -> dict[str, An
         "of_8_bit": size / recognition.packed_bytes(baseline_system),
         "of_float": size / recognition.packed_bytes(RecognitionSystem("float", system.seed, system.encoder)),
         "delay_seconds": _delays(delays),
+        "program": recognition.program_equality(system) if recognition.has_program(system) else None,
     }
 
 
@@ -153,6 +154,8 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             _interval(wer_difference_interval(_by_speaker(mine), _by_speaker(baseline))) if paired else None
         )
         entry["delay_seconds"] = _delays([r["delay_seconds"]["median"] for r in mine if r["delay_seconds"]])
+        programs = [r["program"] for r in mine if r["program"] is not None]
+        entry["program"] = {k: sum(p[k] for p in programs) for k in ("compared", "different")} if programs else None
         table.append(entry)
     return table
 
@@ -177,11 +180,12 @@ def markdown(result: dict[str, Any]) -> str:
         f"of the test split resampled ({test['speakers']}). Difference: WER minus that of {BASELINE_BITS}-bit training "
         "of the same encoder and seeds, paired, in points. S, I, D are added up over seeds. Bytes: what a device "
         "stores. Stage 2: weights, activations and state quantized. Delay: from the end of speech to the last "
-        "label, in audio (median; no computing). Greedy search.",
+        "label, in audio (median; no computing). Greedy search. Program: test utterances that the integer program, on "
+        "packed kernels, recognises as training's own arithmetic did (a Conformer has no such program).",
         "",
         "| encoder | system | WER | 95% | difference to 8 bits | S + I + D of words | bytes | of 8 bits | of float | "
-        "delay, s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "delay, s | program |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["summary"]:
         difference, delay = row["difference"], row["delay_seconds"]
@@ -198,6 +202,7 @@ def markdown(result: dict[str, Any]) -> str:
             f"{row['of_8_bit']['mean']:.3f}",
             f"{row['of_float']['mean']:.3f}",
             "-" if delay is None else f"{delay['median']:.2f}",
+            "-" if row["program"] is None else _equal(row["program"]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     for encoder, mix in result["mixes"].items():
@@ -261,6 +266,10 @@ def _delays(delays: Sequence[float]) -> dict[str, float] | None:
         return None
     median, high = np.quantile(delays, [0.5, 0.9])
     return {"median": float(median), "p90": float(high), "n": len(delays)}
+
+
+def _equal(program: dict[str, int]) -> str:
+    return f"{program['compared'] - program['different']:,} of {program['compared']:,}"
 
 
 def _percent(value: dict[str, float]) -> str:
