@@ -79,8 +79,8 @@ def main() -> None:
         "# Time of an encoder step on packed weights\n",
         f"Measured by `python benchmarks/encoder_step.py` on {about['processor']} ({about['kernels']}), one thread, "
         f"{options.processes} processes of {options.rounds} rounds in turns. Processor time; ratios to {base} within a "
-        "round: median (5%-95%). Hot: steps follow each other. Cold: 32 MB of other memory read before each step, so that "
-        "everything, Python too, comes from beyond the second-level cache. Bytes: matrices and constants of the encoder "
+        "round: median (5%-95%). Hot: steps follow each other. Cold: 32 MB of other memory read before each step: all, "
+        "Python too, comes from beyond the second-level cache. Bytes: matrices and constants of the encoder "
         f"as they lie in memory. Target: time {TIME_TARGET}, bytes {BYTES_TARGET} of 8 bits.\n",
     ]
     for title, recognizers in groups.items():

@@ -30,6 +30,9 @@ FLOORS = {
     "kwsbench.integer.drawn": 2,
     "kwsbench.integer.packed": 2,
     "kwsbench.integer.replay": 2,
+    "kwsbench.integer.conformer": 2,
+    "kwsbench.integer.packed_conformer": 2,
+    "kwsbench.integer.lower_conformer": 3,
     "kwsbench.integer.kernels": 2,
     "kwsbench.integer.run": 2,
     "kwsbench.export": 2,
@@ -63,6 +66,8 @@ TORCH_FREE = (
     "kwsbench.integer.drawn",
     "kwsbench.integer.packed",
     "kwsbench.integer.replay",
+    "kwsbench.integer.conformer",
+    "kwsbench.integer.packed_conformer",
     "kwsbench.integer.kernels",
     "kwsbench.integer.run",
 )

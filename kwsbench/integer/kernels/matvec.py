@@ -181,6 +181,31 @@ def _panels(builder, bits, has_table, far, out, weights, table_address, x, panel
         builder.store(total, builder.inttoptr(target, _LANES.as_pointer())).align = 1
 
 
+def _block_function(module, kinds):
+    """The function that multiplies by a matrix of any width, once in a module and never inlined: it compiles slowly."""
+    name = "kwsbench_multiply_blocks"
+    if name in module.globals:
+        return module.globals[name]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
+    function.linkage = "linkonce_odr"
+    function.attributes.add("noinline")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    kind, far, out, weights, table, x, *rest = function.args
+    far = builder.trunc(far, ir.IntType(1))
+    after = function.append_basic_block("after")
+    choice = builder.switch(kind, after)
+    for bits in range(1, 9):
+        for has_table in (False, True) if 1 < bits < 8 else (False,):
+            case = function.append_basic_block(f"bits{bits}{'table' * has_table}")
+            choice.add_case(ir.Constant(_LONG, bits + 8 * has_table), case)
+            builder.position_at_end(case)
+            _panels(builder, bits, has_table, far, out, weights, table, x, *rest)
+            builder.branch(after)
+    builder.position_at_end(after)
+    builder.ret_void()
+    return function
+
+
 @intrinsic
 def _multiply_blocks(typingctx, kind, far, out, weights, table, x, panels, blocks, scale, offset):
     """Addresses as int64; ``kind`` is the width, 8 more with a table; ``far``: fetch ahead; ``offset`` already times
@@ -190,17 +215,7 @@ def _multiply_blocks(typingctx, kind, far, out, weights, table, x, panels, block
 
     def generate(context, builder, signature, arguments):
         if has_blocks():  # elsewhere nobody calls it: descriptions say `rows`
-            kind, far, out, weights, table, x, *rest = arguments
-            after = builder.append_basic_block("after")
-            choice = builder.switch(kind, after)
-            for bits in range(1, 9):
-                for has_table in (False, True) if 1 < bits < 8 else (False,):
-                    case = builder.append_basic_block(f"bits{bits}{'table' * has_table}")
-                    choice.add_case(ir.Constant(_LONG, bits + 8 * has_table), case)
-                    builder.position_at_end(case)
-                    _panels(builder, bits, has_table, builder.trunc(far, ir.IntType(1)), out, weights, table, x, *rest)
-                    builder.branch(after)
-            builder.position_at_end(after)
+            builder.call(_block_function(builder.module, [a.type for a in arguments]), arguments)
         return context.get_dummy_value()
 
     return signature, generate
