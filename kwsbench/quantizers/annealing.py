@@ -202,8 +202,7 @@ def _collapsed(name: str, layer: LayerAnnealing) -> list[Finding]:
             "collapse",
             name,
             f"{distinct} different levels are left of {possible} ({int(layer.distinct[0])} at the start): centroids "
-            "ran together and share int8 codes. A lower learning rate keeps them apart; fewer bits would cost "
-            "nothing",
+            "ran together and share int8 codes. Take fewer bits, or a lower learning rate",
         )
     ]
 

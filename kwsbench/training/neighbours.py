@@ -277,7 +277,7 @@ def ablation_rows(experiment: Experiment, ablations: Sequence[Ablation]) -> list
     """One entry per variant: its rows, their summary, and its paired difference from the base over common seeds."""
     systems = [a.system for a in ablations]
     entries = []
-    for first in {replace(a.system, seed=0): a for a in reversed(ablations)}.values():
+    for first in {replace(a.system, seed=0): a for a in ablations}.values():
         seeds = _common_seeds(systems, first.system, first.base)
         if not seeds:
             continue
@@ -288,8 +288,7 @@ def ablation_rows(experiment: Experiment, ablations: Sequence[Ablation]) -> list
             difference = paired(experiment, seeds, first.system, first.base)["operating FRR"]
             entry["difference"] = _as_row(difference)
         entries.append(entry)
-    order = [a.what for a in ablations]
-    return sorted(entries, key=lambda entry: order.index(entry["what"]))
+    return entries
 
 
 def _common_seeds(systems: Iterable[System], ours: System, theirs: System) -> list[int]:

@@ -134,10 +134,20 @@ def _ablation_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         "## Ablations of general",
         "",
         "Each changes one thing of the base. Difference: FDR at the operating FRR minus that of the base, in points, "
-        "paired as above.",
+        "paired as above, over the seeds that both have.",
         "",
         *_head(
-            ["about", "system", "bytes, weights", "SQNR to latent dB", "FDR", "FDR at 5% FRR", "difference", "per seed"]
+            [
+                "about",
+                "system",
+                "seeds",
+                "bytes, weights",
+                "SQNR to latent dB",
+                "FDR",
+                "FDR at 5% FRR",
+                "difference",
+                "per seed",
+            ]
         ),
     ]
     for entry in entries:
@@ -149,6 +159,7 @@ def _ablation_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
                 [
                     entry["what"],
                     s["system"],
+                    str(s["seeds"]),
                     "-" if size is None else f"{size['mean']:,.0f}",
                     "-" if sqnr is None else spread_cell(sqnr, False),
                     "-" if s.get("fdr") is None else spread_cell(s["fdr"], True),

@@ -174,4 +174,5 @@ def spread_cell(value: dict[str, float], percent: bool) -> str:
     scale, digits = (100, 1) if percent else (1, 1)
     unit = "%" if percent else ""
     mean, low, high = (f"{scale * value[k]:.{digits}f}" for k in ("mean", "lowest", "highest"))
-    return f"{mean}{unit}" if low == high else f"{mean}{unit} ({low}-{high})"
+    dash = " to " if low.startswith("-") else "-"
+    return f"{mean}{unit}" if low == high else f"{mean}{unit} ({low}{dash}{high})"
