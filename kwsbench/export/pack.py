@@ -95,7 +95,8 @@ def code_table(codes: np.ndarray, bits: int) -> np.ndarray:
     Raises:
         ValueError: the matrix has more than 2^b different codes.
     """
-    distinct = np.unique(codes)
+    counts = np.bincount(np.asarray(codes, np.int16).reshape(-1) + 128, minlength=256)  # a sort would take seconds
+    distinct = np.flatnonzero(counts) - 128
     if len(distinct) > 2 ** check_bits(bits):
         raise ValueError(f"{len(distinct)} different codes do not fit a {bits}-bit table of {2**bits}")
     return np.append(distinct, np.repeat(distinct[-1], 2**bits - len(distinct))).astype(np.int8)

@@ -87,7 +87,12 @@ def test_packed_weights_give_what_the_reference_gives(model, blocks):
         assert_close(getattr(state, name), getattr(end, name))
         assert not np.any(getattr(first, name))  # a frame changes no state that it was given
     assert state.seen == end.seen
-    assert packed.held_bytes["matrices"] < sum(linear.matrix.codes.size for linear in encoder.linears)
+    rows, count = sum(len(linear.bias) for linear in encoder.linears), len(encoder.linears)
+    assert packed.held_bytes["constants"] == 8 * rows + 12 * count
+    floats = 2 * (
+        6 * 2 * 20 + 4 * 6 + 4 * 20 + 20 + 3
+    )  # of two blocks: norms, distances, filters, their biases, scales
+    assert packed.held_bytes["float"] == 4 * floats
 
 
 def test_a_matrix_is_exact_given_its_int8_input(model):

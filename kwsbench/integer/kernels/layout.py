@@ -83,18 +83,17 @@ def indices(codes: np.ndarray, bits: int, grid: str) -> tuple[np.ndarray, np.nda
     Raises:
         ValueError: a code that the grid does not have.
     """
-    wide = codes.astype(np.int64)
     if grid == "table" and bits < 8:
         table = code_table(codes, bits)
-        u = np.searchsorted(table, codes).astype(np.uint8)
+        u = np.searchsorted(table, np.arange(-128, 128)).astype(np.uint8)[codes.astype(np.int16) + 128]
         if bits == 1:  # two values are an even grid
             return u, None, int(table[1]) - int(table[0]), int(table[0])
         return u, table, 1, -128
     low, high, step = code_range(bits, grid)
     scale, offset = (2, low) if step == 2 else (1, -(2 ** (bits - 1)))
-    if codes.size and (wide.min() < low or wide.max() > high or np.any((wide - low) % step)):
+    if codes.min() < low or codes.max() > high or (step == 2 and np.any(codes & 1 == 0)):
         raise ValueError(f"a code lies off the {bits}-bit grid {grid!r} ({low} to {high} in steps of {step})")
-    return ((wide - offset) // scale).astype(np.uint8), None, scale, offset
+    return ((codes.astype(np.int16) - offset) // scale).astype(np.uint8), None, scale, offset
 
 
 def _padded(u: np.ndarray, rows: int) -> np.ndarray:
