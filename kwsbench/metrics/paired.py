@@ -36,8 +36,8 @@ def fdr_at(positives: np.ndarray, negatives: np.ndarray, frr: float) -> float:
     """FDR at the largest threshold that misses at most ``frr`` of the positives; 0 where nothing is accepted."""
     allowed = int(np.floor(frr * len(positives) + 1e-9))
     threshold = np.partition(positives, allowed)[allowed]
-    false = np.count_nonzero(negatives >= threshold)
-    return float(false / max(1, false + np.count_nonzero(positives >= threshold)))
+    false, true = int(np.count_nonzero(negatives >= threshold)), int(np.count_nonzero(positives >= threshold))
+    return false / max(1, false + true)
 
 
 def fdr_difference(
