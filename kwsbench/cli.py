@@ -305,9 +305,10 @@ def recognise_command(
     task = task or ("commands" if data else "sentences")
     check_writable(out)
     recognition = open_recognition(root, task, data, _names(words), profile, workers=workers)
-    command = f"kwsbench recognise --task {task}" + (" --data <corpus>" if data else "")
-    command += (f" --words {words}" if words else "") + f" --profile {profile}"
     run_seeds = given_seeds or list(recognition.spec.profile.seeds)
+    command = f"kwsbench recognise --task {task}" + (" --data <corpus>" if data else "")
+    command += (f" --words {words}" if words else "") + f" --profile {profile} --encoders {','.join(chosen)}"
+    command += f" --seeds {','.join(map(str, run_seeds))} --bits {bits}"
     print(markdown(run_table(recognition, chosen, run_seeds, widths, out, command)))
 
 
