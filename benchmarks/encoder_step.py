@@ -6,7 +6,7 @@
 Without recognizers, three sizes with drawn weights: 2 layers of 128, 3 of 512, 5 of 1024 (the last does not fit a
 second-level cache at any width above 1 bit). "mixed": encoder layers in turn at 5 and at 1 bit.
 
-Predicted, from bytes and instructions, before a step was measured:
+Predicted from bytes, and from times of single products, before a whole step was measured (warm caches):
 
 - 5 x 1024: memory decides; a ratio is a little above that of the bytes: 5 bits 0.65, 4 bits 0.5, 2 bits 0.3, 1 bit 0.2.
 - 3 x 512: the same while 8 bits leave the second-level cache (2 MB) and the narrow ones fit it: 2 and 1 bits at 0.25.
