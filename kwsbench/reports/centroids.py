@@ -124,11 +124,12 @@ def centroid_paths(steps: np.ndarray, levels: np.ndarray, hard_from: float, titl
             name=f"level {j}",
             showlegend=False,
         )
+    fig.update_xaxes(range=[float(steps[0]), 1.01 * float(steps[-1])])
     fig.add_vline(x=float(hard_from), line={"dash": "dot", "width": 1.5, "color": INK})
     fig.add_annotation(
         text="hard from here",
         x=float(hard_from),
-        xanchor="right",
+        xanchor="right" if hard_from > steps[-1] / 2 else "left",  # inside the plot: the axis would stretch
         y=1,
         yref="paper",
         yanchor="bottom",

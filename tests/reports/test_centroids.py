@@ -90,6 +90,12 @@ def test_paths_are_those_of_the_levels(count, told):
     assert fig.layout.shapes[0].x0 == fig.layout.annotations[0].x == 800
 
 
+@pytest.mark.parametrize("hard_from, anchor", [(0, "left"), (800, "right")])
+def test_a_note_near_the_edge_does_not_stretch_the_axis(hard_from, anchor):
+    fig = centroids.centroid_paths(np.array(STEPS), LEVELS, hard_from)
+    assert fig.layout.annotations[0].xanchor == anchor and tuple(fig.layout.xaxis.range) == (0, 1010)
+
+
 def test_levels_lie_on_a_common_scale():
     fig = centroids.spacing_figure({"a <b>": np.array([-3, -1, 1, 3]), "c": np.array([-0.5, 0.1])})
     np.testing.assert_allclose(fig.data[0].x, [-1, -0.3333, 0.3333, 1])

@@ -57,11 +57,11 @@ def annealing_explorer(shelf: Shelf, live: bool) -> annealing.AnnealingView | No
         return explorer.view
     state = found.start()
     v = found.view(state)
+    hard_from = v.steps if v.hard_from is None else v.hard_from
     show(
         annealing.slider(v),
-        f"The curve at {len(v.step)} snapshots of {v.steps:,} steps: at first soft, hard at the end. {v.told()}",
+        f"The curve at {len(v.step)} snapshots of {v.steps:,} steps, hard from step {hard_from:,}. {v.told()}",
     )
-    hard_from = v.steps if v.hard_from is None else v.hard_from
     name = f"{state.system}, {state.layer}"
     show(
         centroid_paths(v.step, v.layer.levels, hard_from, f"{name}: paths of the levels"),
