@@ -35,6 +35,7 @@ class SentenceRecipe:
 
 RECIPES = MappingProxyType(
     {
+        "tiny": SentenceRecipe(n_voices=12, per_voice=8),
         "smoke": SentenceRecipe(n_voices=36, per_voice=25),
         "default": SentenceRecipe(),
         "full": SentenceRecipe(n_voices=360, per_voice=40),

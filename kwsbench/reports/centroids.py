@@ -147,7 +147,7 @@ def spacing_figure(levels: Mapping[str, np.ndarray], title: str = "Where the lev
     """
     if not levels:
         raise ValueError("a figure of levels needs at least one codebook")
-    fig = figure(title, "level / largest level", "", f"{title}: {', '.join(levels)}.")
+    fig = figure(title, "level / largest level", "codebook", f"{title}: {', '.join(levels)}.")
     for i, (name, values) in enumerate(levels.items()):
         values = np.asarray(values, np.float64)
         if not np.abs(values).max(initial=0) > 0:
@@ -189,7 +189,7 @@ def sensitivity_figure(
     if not largest > 0:
         raise ValueError("no matrix minds at all: every increase is 0 or below")
     floor = largest / 1000
-    fig = figure(title, x_title, "", f"{title}: {len(matrices)} matrices at {', '.join(increases)}.")
+    fig = figure(title, x_title, "matrix", f"{title}: {len(matrices)} matrices at {', '.join(increases)}.")
     for i, (name, values) in enumerate(increases.items()):
         fig.add_scatter(
             x=[max(float(v), floor) for v in values],

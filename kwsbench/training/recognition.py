@@ -122,6 +122,8 @@ def _profile(
 
 
 PROFILES = {
+    # Learns next to nothing: shows the path in half a minute.
+    "tiny": _profile("tiny", (60, 20, 10), sequences=(200, 40, 40), word_count=(1, 2), sentences=SENTENCES["tiny"]),
     "smoke": _profile("smoke", (600, 60, 30), sequences=(1200, 120, 120), word_count=(1, 2),
                       sentences=SENTENCES["smoke"]),
     "default": _profile("default", (1200, 250, 80), sequences=(3000, 300, 400)),

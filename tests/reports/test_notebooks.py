@@ -27,17 +27,19 @@ NAMES = [
     "04_stage_two",
     "05_integer_inference",
     "06_resources",
+    "08_general_quantizer",
     "99_explore",
 ]
 LINES_OF_A_CELL = 25
 PAGE_BYTES = 100_000
-UNITS = "%.*|dB|dBFS|s|kHz|kB|nats|bits|thousands|full scale 1|from 0"
+UNITS = "%.*|dB|dBFS|s|kHz|kB|nats|nats/label|bits|thousands|full scale 1|from 0"
 UNIT = re.compile(rf"\((?:.*, )?({UNITS})\)$|per hour|^kilobytes|^bits$")
 DIMENSIONLESS = {
     "code", "label", "layer", "number of clips", "std(P)", "system", "trained tensor (w or P)", "trained tensor P",
     "training step", "weight", "weights", "d quantized / d trained", "quantized weight / largest level",
     "(quantized - latent) / largest level", "range / largest weight", "trained value / range",
-    "d(weight) / d(trained)",
+    "d(weight) / d(trained)", "mu (strength of companding)", "weight before / scale", "weight after / scale",
+    "level / scale", "level / largest level", "codebook", "matrix",
 }  # fmt: skip
 
 
@@ -291,6 +293,24 @@ def test_05_finds_no_difference_below_the_emulation(run):
     ladder = e.tables[0]
     assert ladder.count("emulation → reference") == ladder.count("reference → neon") == 4
     assert "**0** differ" in e.text
+
+
+def test_08_runs_centroids_in_integers_and_proposes_a_mix(run):
+    e = run("08_general_quantizer")
+    slider = e.figure("from soft to hard")["layout"]["sliders"][0]
+    assert 10 < len(slider["steps"]) <= 24 and slider["steps"][-1]["label"] == "60"
+    levels = values(slider["steps"][-1]["args"][0]["y"][1])
+    assert len(levels) == 4 and np.all(np.diff(levels) > 0)
+    assert e.traces("Levels at 2 bits") == ["linear", "tanh", "general, even", "general, trained"]
+    mix = values(e.figure("The proposed mix")["data"][0]["y"])
+    assert set(mix) <= {1, 2, 4, 8} and min(mix) == 1 and len(mix) == 10
+    assert 0.1 < e.key["bytes_of_8_bits_lstm_mix"] < 0.45
+    assert 0 <= e.key["wer_percent_lstm_mix"] <= 200 and 0 < e.key["step_time_of_8_bits_at_4_bits"]
+    assert all(0 <= e.key[f"fdr_percent_{m}_at_2_bits"] <= 100 for m in ("general", "tanh", "linear"))
+    layers, spotter, _, steps, waits = e.tables
+    assert layers.count("<tr>") == 1 + 5 and spotter.count("stage 2, 2-bit") == 3
+    assert steps.count("<tr>") == 1 + 3 and waits.count("stage 2") == 4
+    assert "comparisons came out as predicted" in e.text
 
 
 def test_06_labels_every_number(run):
