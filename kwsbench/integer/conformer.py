@@ -42,6 +42,8 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class FeedForward:
+    """Norm, expansion, swish, back; the factor 1/2 is the block's."""
+
     norm: Norm
     up: Linear
     down: Linear
@@ -49,6 +51,8 @@ class FeedForward:
 
 @dataclass(frozen=True, eq=False)
 class Attention:
+    """Self-attention over the present frame and the cached ones, by heads."""
+
     norm: Norm
     query: Linear
     key: Linear
@@ -61,6 +65,8 @@ class Attention:
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
+    """Norm, pointwise with gate, causal depthwise filter, norm, swish, pointwise."""
+
     norm: Norm
     gated: Linear
     depthwise: np.ndarray  # float32 [kernel, width], oldest tap first
@@ -72,6 +78,8 @@ class Convolution:
 
 @dataclass(frozen=True, eq=False)
 class Block:
+    """One Conformer block: half a feedforward module at both ends, attention and convolution between."""
+
     first: FeedForward
     attention: Attention
     convolution: Convolution
