@@ -99,6 +99,7 @@ def _sentence(rng: np.random.Generator) -> str:
         return f"{pick(TIMES)}, {clause}, but {pick(PEOPLE)} {pick(PAST)}."
     return f"{pick(OPENINGS)} {pick(PEOPLE)} {pick(PAST)} {pick(TIMES)}, and the {pick(WORDS)} was gone."
 
+
 DEVICES = ("lamp", "radio", "heating", "camera", "music", "fan")
 ROOMS = ("kitchen", "garden", "hall", "bedroom")
 NUMBERS = ("two", "three", "five", "seven", "ten", "twenty")

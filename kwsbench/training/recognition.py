@@ -135,7 +135,7 @@ PROFILES = {
     # So short a training wants rates of its own: an LSTM emits nothing for long at 3e-3, a Conformer is better below.
     "smoke": _profile("smoke", (1000, 60, 30), rate=5e-3, conformer_rate=2e-3, sequences=(1200, 120, 120),
                       word_count=(1, 2), sentences=SENTENCES["smoke"]),
-    "default": _profile("default", (1200, 250, 80), sequences=(3000, 300, 400)),
+    "default": _profile("default", (1200, 160, 60), sequences=(3000, 300, 400)),
     "full": _profile("full", (2500, 400, 150), sequences=(5000, 400, 1000), sentences=SENTENCES["full"],
                      seeds=(0, 1, 2), illustrative=False),
 }  # fmt: skip
