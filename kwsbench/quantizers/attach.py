@@ -29,6 +29,7 @@ from kwsbench.models.feedforward import EPSILON, ChannelNorm, Spotter, SpotterCo
 from kwsbench.models.streaming import fresh_ring, stack_frames
 from kwsbench.quantizers import HARD_SHARE, QUANTIZERS, WeightQuantizer
 from kwsbench.quantizers.gradients import straight_through
+from kwsbench.quantizers.model import QuantizedModel
 
 RANGE_MOMENTUM = 0.01  # an EMA of 0.99 of the largest activation
 BATCHNORM_FORMS = ("float", "folded", "unfolded")
@@ -169,7 +170,7 @@ def _row(component: str, shape: tuple[int, ...], treatment: str, bits: int) -> d
     return {"component": component, "shape": shape, "treatment": treatment, "bits": bits}
 
 
-class QuantizedSpotter(nn.Module):
+class QuantizedSpotter(QuantizedModel):
     """A spotter under a plan. ``step`` streams as :class:`Spotter` does; in stage 2 the ring holds int8 values.
 
     Attributes:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from kwsbench.quantizers.annealing import AnnealingWatch
-from kwsbench.quantizers.attach import QuantizedSpotter
+from kwsbench.quantizers.model import QuantizedModel
 from kwsbench.training.checkpoints import (
     CheckpointError,
     read_tensors,
@@ -127,7 +127,7 @@ def train(
                     raise KeyboardInterrupt
     finally:
         bar.close()
-        if isinstance(model, QuantizedSpotter):
+        if isinstance(model, QuantizedModel):
             model.observing = False
             model.anneal(config.steps, config.steps)
     if annealing is not None:
@@ -143,7 +143,7 @@ def make_optimizer(model: nn.Module, config: StageConfig) -> torch.optim.Optimiz
 
 def prepare(model: nn.Module, config: StageConfig, step: int) -> None:
     """Tell a quantized model which step of its stage comes next."""
-    if isinstance(model, QuantizedSpotter):
+    if isinstance(model, QuantizedModel):
         model.observing = model.integer and step < config.observe_share * config.steps
         model.anneal(step, config.steps, config.quantize_every)
 
@@ -157,7 +157,7 @@ def training_step(
     windows, labels = sampler.batch(step)
     logits = model(windows)
     loss = F.cross_entropy(logits, labels)
-    penalty = model.penalty() if isinstance(model, QuantizedSpotter) else None
+    penalty = model.penalty() if isinstance(model, QuantizedModel) else None
     if penalty is not None:
         loss = loss + config.penalty_weight * step / config.steps * penalty
     optimizer.zero_grad(set_to_none=True)
@@ -233,14 +233,14 @@ def _mine(model: nn.Module, sampler: WindowSampler, config: StageConfig, step: i
     ends = sampler.candidates(step, config.mine_candidates)
     observing = getattr(model, "observing", False)
     model.eval()
-    if isinstance(model, QuantizedSpotter):
+    if isinstance(model, QuantizedModel):
         model.observing = False
     scores = []
     for i in range(0, len(ends), 4096):
         logits = model(sampler.windows(ends[i : i + 4096])).float()
         scores.append((logits[:, 1:].max(1).values - logits[:, 0]).cpu().numpy())
     model.train()
-    if isinstance(model, QuantizedSpotter):
+    if isinstance(model, QuantizedModel):
         model.observing = observing
     order = np.argsort(-np.concatenate(scores), kind="stable")
     return ends[order[: config.mine_keep]]
