@@ -128,6 +128,7 @@ def network_drawing(network: Network, labels: Mapping[str, str] | None = None, t
     fig.update_yaxes(range=[0, 1.22 * tallest])
     fig.update_layout(
         barmode="overlay",
+        margin={"t": 84},
         legend={"title": {"text": "kernel in time"}, "orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
     )
     return fig
@@ -208,8 +209,8 @@ def pareto_figure(
             hovertemplate="%{text}<br>%{x:,} , %{y:.2f}<extra></extra>",
             name=text(name),
         )
-    fig.update_xaxes(type="log")
-    fig.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    fig.update_xaxes(type="log", dtick="D2")
+    fig.update_layout(margin={"t": 84}, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0})
     return fig
 
 
