@@ -142,8 +142,8 @@ def shapes(network: Network, samples: int = 16000) -> dict[str, tuple[int, int, 
         ValueError: layers that do not fit each other (named).
     """
     names = [layer.name for layer in network.layers]
-    if not names or len(set(names)) != len(names) or "input" in names:
-        raise ValueError(f"layers need names of their own, none of them 'input', got {names}")
+    if not names or len(set(names)) != len(names) or "input" in names or "." in "".join(names):
+        raise ValueError(f"layers need names of their own, none of them 'input' and none with a dot, got {names}")
     if [layer.kind for layer in network.layers].count("output") != 1 or network.layers[-1].kind != "output":
         raise ValueError("a network has one output layer, its last")
     t, f, c = network.front.frames(samples), network.front.bins, 1
