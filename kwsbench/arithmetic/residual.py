@@ -18,6 +18,7 @@ ACTIVATION_BITS = range(1, 9)
 ADD_BITS = 20  # of the larger multiplier of an addition: 2 * 128 * 2^20 + 2^30 < 2^31
 ADD_SHIFT = 31
 POOLED = 2**24 - 1  # most values in a mean: 128 each, their sum fits int32
+POOL_FREQUENCIES = 256  # most frequencies in a mean: their sum fits int16
 
 
 @dataclass(frozen=True)
@@ -108,5 +109,5 @@ def pool_constants(s_x: float, s_y: float, frames: int, frequencies: int) -> tup
     """
     if not 1 <= frames * frequencies <= POOLED:
         raise ValueError(f"a mean takes 1 to {POOLED} values, got {frames} frames of {frequencies}")
-    multiplier, shift = quantize_multiplier(np.float64(s_x) / (np.float64(s_y) * (frames * frequencies)))
+    multiplier, shift = quantize_multiplier(np.array(s_x / (s_y * (frames * frequencies)), np.float64))
     return int(multiplier), int(shift)

@@ -12,11 +12,12 @@ from kwsbench.arithmetic import fixedpoint
 from kwsbench.integer.program import Dense, InputQuantizer, OutputDense, UnfoldedDense
 
 
-def quantize_input(frames: np.ndarray, quantizer: InputQuantizer) -> np.ndarray:
-    """Log-mel frames float32 ``[..., M]`` -> int8 ``[..., M]``, every operation in float32."""
+def quantize_input(frames: np.ndarray, quantizer: InputQuantizer, bits: int = 8) -> np.ndarray:
+    """Features float32 ``[..., M]`` -> int8 ``[..., M]`` (int16 for 16 bits), every operation in float32."""
     frames = np.asarray(frames, np.float32)
     x = (frames - quantizer.mean) * quantizer.inverse_std / np.float32(quantizer.scale)
-    return fixedpoint.saturate(fixedpoint.round_half_up(x), -128, 127).astype(np.int8)
+    half = 2 ** (bits - 1)
+    return fixedpoint.saturate(fixedpoint.round_half_up(x), -half, half - 1).astype(f"int{bits}")
 
 
 def accumulate(x: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ def finish(acc: np.ndarray, layer: Dense | UnfoldedDense) -> np.ndarray:
     y = np.empty(acc.shape, np.int8)
     lo = 0 if layer.relu else -128
     if isinstance(layer, Dense):
-        finish_folded_loop(acc, layer.multiplier, layer.shift, ROUNDINGS[layer.rounding], lo, y)
+        finish_folded_loop(acc, layer.multiplier, layer.shift, ROUNDINGS[layer.rounding], lo, 127, y)
     else:
         finish_unfolded_loop(acc, layer.gain_codes, layer.offset_codes, layer.m1, layer.m2, layer.shift, lo, y)
     return y

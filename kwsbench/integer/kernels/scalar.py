@@ -46,11 +46,11 @@ requantize_unfolded = njit(_requantize_unfolded)
 clamp = _clamp
 
 
-def _finish_folded(acc, multiplier, shift, rounding, lo, y):
+def _finish_folded(acc, multiplier, shift, rounding, lo, hi, y):
     for t in range(acc.shape[0]):
         for n in range(acc.shape[1]):
             value = requantize(acc[t, n], multiplier[n], shift[n], rounding)
-            y[t, n] = np.int8(clamp(value, np.int64(lo), np.int64(127)))
+            y[t, n] = np.int8(clamp(value, np.int64(lo), np.int64(hi)))
 
 
 def _finish_unfolded(acc, a, b, m1, m2, shift, lo, y):
@@ -62,3 +62,14 @@ def _finish_unfolded(acc, a, b, m1, m2, shift, lo, y):
 
 finish_folded_loop = njit(_finish_folded, cache=True)
 finish_unfolded_loop = njit(_finish_unfolded, cache=True)
+
+
+def _codes_of_rows(acc, bias, multiplier, shift, rounding, low, high, y):
+    # The training emulation's: integers arrive and leave as floats.
+    for t in range(acc.shape[0]):
+        for n in range(acc.shape[1]):
+            total = np.int64(acc[t, n]) + np.int64(bias[n])
+            y[t, n] = clamp(requantize(total, multiplier[n], shift[n], rounding), low, high)
+
+
+codes_of_rows = njit(_codes_of_rows, cache=True)
