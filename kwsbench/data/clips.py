@@ -92,8 +92,8 @@ def clip_task(name: str) -> ClipTask:
 
 
 def synthetic_recipe(task: ClipTask, profile: str) -> SynthRecipe:
-    """The embedded corpus that serves a task: of a keyword the usual one; of several words, voices that say each of them
-    once, and three others.
+    """The embedded corpus that serves a task: of a keyword the usual one; of several words, voices that say each once,
+    and three others.
 
     Raises:
         ValueError: a word that cannot be said, or that others contain.

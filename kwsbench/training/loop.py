@@ -1,4 +1,4 @@
-"""The training loop: one stage of a model on a window sampler, resumable to the same bits.
+"""The training loop: one stage of a model on a sampler, resumable to the same bits.
 
 Each step draws its batch from (seed, step) alone, so a run resumed from a checkpoint sees what an
 uninterrupted one would. A checkpoint holds model, optimizer, hard-negative pool and history in one file; on
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,6 +38,16 @@ from kwsbench.training.sampler import WindowSampler
 # (stage, steps done, history so far); see `watching`
 Watcher = Callable[["StageConfig", int, dict[str, list[float]]], None]
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+class Sampler(Protocol):
+    """Where batches come from. ``hard``: the pool of hard negatives, of a :class:`WindowSampler` that mines."""
+
+    seed: int
+    hard: np.ndarray
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and labels of a step, a pure function of seed and step."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +78,18 @@ class StageConfig:
         if self.steps < 1 or self.learning_rate <= 0 or self.quantize_every < 1:
             raise ValueError(f"stage {self.name!r} needs steps, quantize_every >= 1 and a positive rate, got {self}")
 
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What training makes small: cross entropy."""
+        return F.cross_entropy(logits, labels)
+
+    def optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
+        """AdamW over groups of parameters with their weight decay."""
+        return torch.optim.AdamW(groups, lr=self.learning_rate, foreach=True)
+
 
 def train(
     model: nn.Module,
-    sampler: WindowSampler,
+    sampler: Sampler,
     config: StageConfig,
     checkpoint: Path | None = None,
     progress: bool = True,
@@ -101,6 +120,7 @@ def train(
                 if annealing is not None and annealing.due(step):
                     annealing.observe(step, learning_rate(config, step))
                 if config.mine_every and step and step % config.mine_every == 0:
+                    assert isinstance(sampler, WindowSampler)
                     sampler.hard = _mine(model, sampler, config, step)
                 loss, logits, labels = training_step(model, optimizer, sampler, config, step)
                 if step % 20 == 0 or step == config.steps - 1:
@@ -137,8 +157,8 @@ def train(
 
 
 def make_optimizer(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
-    """AdamW as every stage uses it."""
-    return torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, foreach=True)
+    """The optimizer of a stage, with weight decay on matrices only."""
+    return config.optimizer(_groups(model, config.weight_decay))
 
 
 def prepare(model: nn.Module, config: StageConfig, step: int) -> None:
@@ -149,14 +169,14 @@ def prepare(model: nn.Module, config: StageConfig, step: int) -> None:
 
 
 def training_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, sampler: WindowSampler, config: StageConfig, step: int
+    model: nn.Module, optimizer: torch.optim.Optimizer, sampler: Sampler, config: StageConfig, step: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One step on the batch of ``step``: its loss, logits and labels."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     windows, labels = sampler.batch(step)
     logits = model(windows)
-    loss = F.cross_entropy(logits, labels)
+    loss = config.loss(logits, labels)
     penalty = model.penalty() if isinstance(model, QuantizedModel) else None
     if penalty is not None:
         loss = loss + config.penalty_weight * step / config.steps * penalty
