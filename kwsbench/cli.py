@@ -93,7 +93,7 @@ def run_command(
         str, typer.Option(help="smoke, default or full", autocompletion=completion.profiles)
     ] = "default",
     out: Annotated[Path, typer.Option(help="folder that receives index.html")] = Path("reports"),
-    notebooks: Annotated[Path, typer.Option(help="folder of notebooks; all of 0*.ipynb by default")] = Path(
+    notebooks: Annotated[Path, typer.Option(help="folder of notebooks; all of NN_*.ipynb below 90 by default")] = Path(
         "notebooks"
     ),
     data: Annotated[str, typer.Option(help="corpus folder; without it the embedded corpus")] = "",

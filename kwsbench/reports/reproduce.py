@@ -14,14 +14,15 @@ LEFT_OUT = ("root", "profile")  # where caches lie says nothing of a result; the
 
 
 def find_notebooks(names: Sequence[str], folder: Path) -> list[Path]:
-    """Notebooks by path, or by name in ``folder`` (with or without .ipynb); all of its 0*.ipynb where none is named.
+    """Notebooks by path, or by name in ``folder`` (with or without .ipynb). Where none is named: all that are numbered
+    below 90 (99 explores).
 
     Raises:
         ValueError: there is no such notebook (the message lists those there are).
     """
-    numbered = sorted(folder.glob("0*.ipynb"))
+    numbered = sorted(folder.glob("[0-8][0-9]_*.ipynb"))
     if not names and not numbered:
-        raise ValueError(f"no notebooks 0*.ipynb in {folder.resolve()}; name their folder with --notebooks")
+        raise ValueError(f"no notebooks NN_*.ipynb below 90 in {folder.resolve()}; name their folder with --notebooks")
     found = []
     for name in names:
         places = (Path(name), folder / name, folder / f"{name}.ipynb")

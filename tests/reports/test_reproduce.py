@@ -71,5 +71,5 @@ def test_notebooks_are_found_by_path_and_by_name(tmp_path):
     assert [p.name for p in chosen] == ["99_explore.ipynb", "02_b.ipynb", "01_a.ipynb"]
     with pytest.raises(ValueError, match=r"no notebook '03', here or in .*; that folder has: 01_a.ipynb, 02_b.ipynb"):
         find_notebooks(["03"], folder)
-    with pytest.raises(ValueError, match="no notebooks 0"):
+    with pytest.raises(ValueError, match="no notebooks NN"):
         find_notebooks([], tmp_path)
