@@ -330,12 +330,8 @@ class QuantizedSpotter(QuantizedModel):
         return g, norm.gain * norm.beta + g * (self.biases[layer] - norm.mean)
 
     def folded_codes(self, layer: int, row_factor: torch.Tensor) -> torch.Tensor:
-        """Codes with each row's sign (or zero) applied; two's complement first gives up its lowest code."""
-        codes = self.quantizer(layer).codes()
-        if self.quantizer(layer).grid == "twos_complement":
-            highest = float(self.quantizer(layer).codebook.levels[-1])
-            codes = torch.where(row_factor[:, None] < 0, codes.clamp(min=-highest), codes)
-        return codes * row_factor[:, None]
+        """Codes with each row's sign (or zero) applied."""
+        return self.quantizer(layer).turned(row_factor)
 
     def constants(self, layer: int, s_x: float) -> folding.Folded | folding.Unfolded:
         """Integer constants of a hidden layer from the current parameters."""

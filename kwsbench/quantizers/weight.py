@@ -44,3 +44,12 @@ class WeightQuantizer(nn.Module, ABC):
     def quantized(self) -> torch.Tensor:
         """``step * codes``, float32 ``[N, K]``."""
         return self.step()[:, None] * self.codes()
+
+    def turned(self, factor: torch.Tensor) -> torch.Tensor:
+        """Codes with each row times its ``factor`` ``[N]`` of -1, 0 or 1: a negative gain folded into them. Two's
+        complement first gives up its lowest code, which has no negative."""
+        codes = self.codes()
+        if self.grid == "twos_complement":
+            highest = float(self.codebook.levels[-1])
+            codes = torch.where(factor[:, None] < 0, codes.clamp(min=-highest), codes)
+        return codes * factor[:, None]
