@@ -14,14 +14,15 @@ computes the last frame alone. Tensors are channels-last in memory: depthwise co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kwsbench.features.mel import hz_to_mel, mel_to_hz
 from kwsbench.models.feedforward import EPSILON, MOMENTUM
 from kwsbench.models.layers import Add, Conv, Network, Output, Pool, shapes
 from kwsbench.models.recurrent import linear
@@ -211,8 +212,8 @@ class SincConv(nn.Module):
         super().__init__()
         if layer.inputs != 1 or layer.kernel[1] != 1 or layer.kernel[0] < 2:
             raise ValueError(f"{layer.name}: sinc filters hear raw audio over time alone, got {layer}")
-        mel = torch.linspace(_mel(SINC_LOWEST_HZ), _mel(SAMPLE_RATE / 2), layer.outputs + 1, dtype=torch.float64)
-        edges = 700 * ((mel / 1127).exp() - 1)
+        mel = np.linspace(hz_to_mel(SINC_LOWEST_HZ), hz_to_mel(SAMPLE_RATE / 2), layer.outputs + 1)
+        edges = torch.from_numpy(mel_to_hz(mel))
         self.low_hz = nn.Parameter(edges[:-1].float())
         self.band_hz = nn.Parameter((edges.diff() - SINC_NARROWEST_HZ).clamp(min=0).float())
         taps = layer.kernel[0]
@@ -231,10 +232,6 @@ class SincConv(nn.Module):
         low, high = (f[:, None] / SAMPLE_RATE for f in self.edges_hz())
         passed = 2 * high * torch.sinc(2 * high * self.times) - 2 * low * torch.sinc(2 * low * self.times)
         return (passed * self.hamming / (2 * (high - low)))[:, None, :, None]
-
-
-def _mel(hz: float) -> float:
-    return 1127 * math.log1p(hz / 700)
 
 
 class FloatOperations:
