@@ -169,6 +169,8 @@ def shapes(program: Convolutional) -> list[tuple[int, int]]:
                 f"{operation.name} maps {operation.codes.shape[1]} channels to {len(operation.codes)} of "
                 f"{len(program.labels)} labels, but {f} x {c} come in"
             )
+        else:
+            c = len(operation.codes)
         found.append((f, c))
         strides.append(stride)
     kinds = [operation.kind for operation in program.operations]

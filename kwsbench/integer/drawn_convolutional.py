@@ -66,11 +66,14 @@ def draw_convolutional(
             x = reference.add(x, other, operation)
         elif isinstance(layer, layers.Pool):
             low, high = activation_range(a_bits, x.min() >= 0)
-            s_y = scale * max(1.0, float(np.abs(x).mean()) / max(high, 1))
+            past = np.zeros((layer.frames - 1, *x.shape[1:]), x.dtype)
+            sums = reference.frequency_sums(np.concatenate([past, x]))
+            windows = np.lib.stride_tricks.sliding_window_view(sums, layer.frames, axis=0)
+            means = windows.mean(axis=-1) / x.shape[1]
+            s_y = scale * float(np.sqrt(np.mean(means**2))) / max(high, 1) + 1e-9
             pair = pool_constants(scale, s_y, layer.frames, x.shape[1])
             operation = Pool(layer.name, layer.frames, *pair, low, high, a_bits, s_y, rounding)
-            past = np.zeros((layer.frames - 1, *x.shape[1:]), x.dtype)
-            x = reference.pool(reference.frequency_sums(np.concatenate([past, x])), operation)
+            x = reference.pool(sums, operation)
         else:
             codes = draw_codes(rng, (layer.outputs, layer.inputs), width, kind)
             bias = np.round(-(x[:, 0].astype(np.float64) @ codes.T).mean(axis=0)).astype(np.int32)

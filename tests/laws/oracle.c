@@ -204,3 +204,63 @@ void joint(int64_t n, int64_t ke, int64_t kp, const int8_t *e, const int8_t *p, 
     for (int64_t i = 0; i < n; i++)
         y[i] = (int8_t)clamp(half_up(curve(1, gate(i, ke, kp, e, p, ce, cp, me, mp, b, s)), 256), -128, 127);
 }
+
+/* Section 11: a whole recording from silence. sizes: T F C, N k_t k_f, s_t s_f, zeros below and above, depthwise.
+ * Returns how many accumulators leave int32: the proofs say none. */
+int64_t conv(const int64_t *z, const int16_t *x, const int8_t *codes, const int32_t *bias, const int32_t *m,
+             const int32_t *s, int mode, int64_t low, int64_t high, int8_t *y) {
+    int64_t T = z[0], F = z[1], C = z[2], N = z[3], kt = z[4], kf = z[5], st = z[6], sf = z[7];
+    int64_t below = z[8], above = z[9], depthwise = z[10], outside = 0;
+    int64_t inputs = depthwise ? 1 : C;
+    for (int64_t j = 0; j < T / st; j++)
+        for (int64_t g = 0; g * sf + kf <= F + below + above; g++)
+            for (int64_t n = 0; n < N; n++) {
+                wide acc = bias[n];
+                for (int64_t a = 0; a < kt; a++)
+                    for (int64_t e = 0; e < kf; e++)
+                        for (int64_t i = 0; i < inputs; i++) {
+                            int64_t t = (j + 1) * st - kt + a, f = g * sf - below + e;
+                            if (t < 0 || f < 0 || f >= F) continue;
+                            acc += (wide)codes[((n * kt + a) * kf + e) * inputs + i] * x[(t * F + f) * C + (depthwise ? n : i)];
+                        }
+                outside += acc < INT32_MIN || acc > INT32_MAX;
+                *y++ = (int8_t)clamp(requantize((int64_t)acc, m[n], s[n], mode), low, high);
+            }
+    return outside;
+}
+
+/* Section 12: {m, m', s} into out; then the sum of n codes. */
+void add_constants(double s_x, double s_source, double s_y, int64_t *out) {
+    double r = s_x / s_y, q = s_source / s_y;
+    int e;
+    frexp(r > q ? r : q, &e);
+    out[2] = 20 - e < 31 ? 20 - e : 31;
+    out[0] = (int64_t)round_up(ldexp(r, (int)out[2]));
+    out[1] = (int64_t)round_up(ldexp(q, (int)out[2]));
+}
+
+void add(int64_t n, const int8_t *x, const int8_t *source, int64_t m, int64_t m_source, int64_t s, int64_t low,
+         int64_t high, int8_t *y) {
+    for (int64_t i = 0; i < n; i++)
+        y[i] = (int8_t)clamp(half_up((wide)x[i] * m + (wide)source[i] * m_source, (wide)1 << s), low, high);
+}
+
+/* Section 13: {m, s} into out; then the mean after each of T frames [F, C]. */
+void pool_constants(double s_x, double s_y, int64_t frames, int64_t frequencies, int64_t *out) {
+    int e;
+    double f = frexp(s_x / (s_y * (double)(frames * frequencies)), &e);
+    out[0] = (int64_t)round_up(ldexp(f, 31));
+    if (out[0] == (int64_t)1 << 31) { out[0] = 1 << 30; e++; }
+    out[1] = 31 - e;
+}
+
+void pool(int64_t T, int64_t F, int64_t C, int64_t frames, const int8_t *x, int64_t m, int64_t s, int mode, int64_t low,
+          int64_t high, int8_t *y) {
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t c = 0; c < C; c++) {
+            int64_t acc = 0;
+            for (int64_t u = t - frames + 1; u <= t; u++)
+                for (int64_t f = 0; u >= 0 && f < F; f++) acc += x[(u * F + f) * C + c];
+            y[t * C + c] = (int8_t)clamp(requantize(acc, m, (int)s, mode), low, high);
+        }
+}
