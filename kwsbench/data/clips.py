@@ -173,9 +173,7 @@ def task_clips(corpus: Corpus, task: ClipTask, split: str, cache_dir: str | Path
         ValueError: a class without clips, or with fewer than ``FEWEST``.
     """
     check_task(corpus, task)
-    chosen = _chosen(corpus, task, split)
-    text = json.dumps([VERSION, asdict(task), split, corpus.fingerprint(), _sizes(corpus, chosen)])
-    source_hash = hashlib.sha256(text.encode()).hexdigest()
+    chosen, source_hash = _chosen(corpus, task, split), set_hash(corpus, task, split)
     if cache_dir is None:
         return _decoded(corpus, task, split, chosen, source_hash)
     file = Path(cache_dir) / f"clips-{source_hash[:16]}.npz"
@@ -188,6 +186,13 @@ def task_clips(corpus: Corpus, task: ClipTask, split: str, cache_dir: str | Path
         if not file.is_file():
             _save(file, _decoded(corpus, task, split, chosen, source_hash))
     return _load(file)
+
+
+def set_hash(corpus: Corpus, task: ClipTask, split: str) -> str:
+    """``source_hash`` of the set, without decoding anything: the table of clips and the sizes of their files."""
+    sizes = _sizes(corpus, _chosen(corpus, task, split))
+    text = json.dumps([VERSION, task.words, split, corpus.fingerprint(), sizes])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_task(corpus: Corpus, task: ClipTask) -> None:

@@ -8,6 +8,7 @@ unknown words a tenth of the words each; a keyword ``positive_share``), then cli
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -71,7 +72,8 @@ class ClipSampling:
 class ClipSampler:
     """What :func:`~kwsbench.training.loop.train` draws its batches from.
 
-    ``mean``, ``std`` ``[bins]``: of the training features in round 0; 0 and 1 of raw audio.
+    ``split``: whose clips are drawn (a search trains its architecture on validation). ``mean``, ``std`` ``[bins]``: of
+    the training features in round 0; 0 and 1 of raw audio.
     """
 
     def __init__(
@@ -83,21 +85,28 @@ class ClipSampler:
         cache_dir: str | Path | None = None,
         device: str = "cpu",
         progress: bool = False,
+        split: str = "train",
     ):
         self.sets, self.front, self.config, self.seed = sets, front, config, seed
         self.cache_dir, self.device, self.progress = cache_dir, device, progress
         self.hard = np.zeros(0, np.int64)  # the loop's pool of hard negatives: clips have none
-        train = sets["train"]
-        self.labels = train.labels
-        self.shares = _shares(train, config.positive_share)
-        self.rows = [np.flatnonzero(train.labels == c) for c in range(len(self.shares))]
-        bins = (np.zeros(1, np.float32), np.ones(1, np.float32))
-        self.rounds = [] if front.kind == "raw" else [self._features("train", r) for r in range(config.rounds)]
+        self.split, drawn = split, sets[split]
+        self.labels = drawn.labels
+        self.shares = _shares(drawn, config.positive_share)
+        self.rows = [np.flatnonzero(drawn.labels == c) for c in range(len(self.shares))]
+        self.rounds = [] if front.kind == "raw" else [self._features(split, r) for r in range(config.rounds)]
+        self.mean, self.std = np.zeros(1, np.float32), np.ones(1, np.float32)
         if self.rounds:
-            frames = self.rounds[0].reshape(-1, front.bins)
-            std = np.maximum(frames.std(axis=0, dtype=np.float64), 1e-3)
-            bins = (frames.mean(axis=0, dtype=np.float64).astype(np.float32), std.astype(np.float32))
-        self.mean, self.std = bins
+            first = self.rounds[0] if split == "train" else self._features("train", 0)
+            frames = first.reshape(-1, front.bins)
+            self.mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)
+            self.std = np.maximum(frames.std(axis=0, dtype=np.float64), 1e-3).astype(np.float32)
+
+    def with_seed(self, seed: int) -> ClipSampler:
+        """The same clips in another order; features are shared."""
+        other = copy.copy(self)
+        other.seed, other.hard = seed, np.zeros(0, np.int64)
+        return other
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """``(x float32 [B, T, bins], labels int64 [B])`` of a step; the same for the same seed and step."""
@@ -108,7 +117,7 @@ class ClipSampler:
         if self.rounds:
             x = np.stack([self.rounds[r][row] for r, row in zip(rounds, rows)])
         else:
-            x = heard(self.front, augment(self.sets["train"], rows, rounds, AUGMENT_SEED, self.config.augmentation))
+            x = heard(self.front, augment(self.sets[self.split], rows, rounds, AUGMENT_SEED, self.config.augmentation))
         return torch.from_numpy(x).to(self.device), torch.from_numpy(self.labels[rows]).to(self.device)
 
     def evaluation(self, split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import contextlib
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from kwsbench.quantizers.annealing import AnnealingWatch
 from kwsbench.quantizers.model import QuantizedModel
 from kwsbench.training.checkpoints import (
     CheckpointError,
@@ -48,6 +47,22 @@ class Sampler(Protocol):
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and labels of a step, a pure function of seed and step."""
+
+
+class Watch(Protocol):
+    """Takes snapshots of a stage, which go through its checkpoints."""
+
+    def due(self, step: int) -> bool:
+        """Whether a snapshot is taken before a step."""
+
+    def observe(self, step: int, learning_rate: float) -> None:
+        """A snapshot before ``step``."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that goes on from a checkpoint."""
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what ``tensors`` gave."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +108,12 @@ def train(
     config: StageConfig,
     checkpoint: Path | None = None,
     progress: bool = True,
-    annealing: AnnealingWatch | None = None,
+    annealing: Watch | None = None,
 ) -> dict[str, list[float]]:
     """Train ``model`` in place; returns the history ``{"step": [...], "loss": [...], "error": [...]}``.
 
     ``checkpoint`` is a file for the state in between; the caller removes it once the finished model is saved.
-    ``annealing`` takes its snapshots of the model's quantizers on the way.
+    ``annealing`` takes its snapshots of the model on the way.
 
     Raises:
         FloatingPointError: the loss or a parameter is not finite (step and stage named).
