@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from kwsbench.data.clips import SHARE_PERCENT, Augmentation, ClipSet, augment
-from kwsbench.features.lfbe import LfbeConfig, lfbe
+from kwsbench.features.lfbe import lfbe
+from kwsbench.features.mfcc import MFCC_LFBE, MfccConfig, mfcc
 from kwsbench.files import locked
 from kwsbench.metrics.scores import read_npz, write_npz
 from kwsbench.models.layers import Front
@@ -160,11 +161,12 @@ def heard(front: Front, audio: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _features_of(front: Front):
+def _features_of(front: Front) -> Callable[[np.ndarray], np.ndarray]:
     fft = 1 << (front.window_samples - 1).bit_length()
-    config = LfbeConfig(front.bins, window_samples=front.window_samples, hop_samples=front.hop_samples, n_fft=fft,
-                        keep_every=1)  # fmt: skip
-    return lambda audio: lfbe(audio, config)
+    config = replace(MFCC_LFBE, window_samples=front.window_samples, hop_samples=front.hop_samples, n_fft=fft)
+    if front.kind == "mfcc":
+        return partial(mfcc, config=MfccConfig(front.bins, config))
+    return partial(lfbe, config=replace(config, n_mels=front.bins))
 
 
 def _shares(clips: ClipSet, positive_share: float) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kwsbench.data.clips import Augmentation, augment, clip_task, task_clips
 from kwsbench.data.corpora import SPLITS, open_corpus
 from kwsbench.features.lfbe import LfbeConfig, lfbe
+from kwsbench.features.mfcc import MfccConfig, mfcc
 from kwsbench.models.layers import Front
 from kwsbench.training.clips import AUGMENT_SEED, ClipSampler, ClipSampling, ClipStage, heard
 from kwsbench.training.loop import StageConfig, make_optimizer, train
@@ -52,6 +53,14 @@ def test_front_ends_hear_the_same_augmented_sound(samplers):
     config = LfbeConfig(8, window_samples=640, hop_samples=320, n_fft=1024, keep_every=1)
     for sound, frames in zip(raw, features):
         np.testing.assert_array_equal(frames.numpy(), lfbe(sound[:, 0].numpy(), config))
+
+
+def test_mfcc_are_those_of_the_features_room(sets):
+    clips = sets["test"].audio[:3]
+    found = heard(Front("mfcc", 10, 640, 320), clips)
+    assert found.shape == (3, 49, 10)
+    for sound, frames in zip(clips, found):
+        np.testing.assert_array_equal(frames, mfcc((sound / 32768).astype(np.float32), MfccConfig()))
 
 
 def test_raw_samples_are_int16_exactly(samplers):
