@@ -5,6 +5,7 @@ Plain arrays and networks as data in, Plotly figures out, as in figures.py. A sl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -83,14 +84,14 @@ def search_slider(
 
 
 def network_drawing(network: Network, labels: Mapping[str, str] | None = None, title: str = "The network") -> go.Figure:
-    """One box per block of layers (the part of their names before the dot), as tall as it has channels, in the colour
-    of its kernel, its frames per second of audio above it, residual additions as arcs.
+    """One box per block of layers (their names up to the first dot or underscore), as tall as it has channels, in the
+    colour of its kernel, its frames per second of audio above it, residual additions as arcs.
 
     ``labels``: what stands in a block instead of its name.
     """
     groups: dict[str, list[Conv | Add | Pool | Output]] = {}
     for layer in network.layers:
-        groups.setdefault(layer.name.split(".")[0], []).append(layer)
+        groups.setdefault(re.split(r"[._]", layer.name)[0], []).append(layer)
     sizes = shapes(network, 16000)
     kernels = sorted({_kernel(group) for group in groups.values()} - {0})
     fig = figure(title, "block, from sound to label", "channels", _told(title, network))
