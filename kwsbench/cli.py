@@ -27,8 +27,8 @@ def fetch_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="speech-commands (2.4 GB), librispeech-dev-clean, -test-clean (0.3 GB), -train-clean-100 (6.4 GB), "
-            "-train-clean-360 (23 GB)"
+            help="speech-commands (v0.02, 2.4 GB), speech-commands-v0.01 (1.5 GB), librispeech-dev-clean, -test-clean "
+            "(0.3 GB), -train-clean-100 (6.4 GB), -train-clean-360 (23 GB)"
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder that receives the corpus")] = Path("data"),

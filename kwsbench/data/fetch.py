@@ -1,6 +1,7 @@
 """Download of public corpora: resumable, checked, unpacked safely.
 
-`fetch("speech-commands", folder)` brings Speech Commands v0.02 (CC BY 4.0, Warden 2018, arXiv 1804.03209),
+`fetch("speech-commands", folder)` brings Speech Commands v0.02 (CC BY 4.0, Warden 2018, arXiv 1804.03209), with
+`-v0.01` the earlier version that many published figures are of,
 `fetch("librispeech-dev-clean", folder)` a set of LibriSpeech (CC BY 4.0, Panayotov et al. 2015, openslr.org/12) to
 `folder/LibriSpeech/dev-clean`. An archive is kept as `<name>.part` while it grows; a cut connection is resumed by an
 HTTP Range request, in the same run or the next. Only an archive with the published SHA-256 gets its name, and only that
@@ -55,6 +56,14 @@ SPEECH_COMMANDS = Archive(
     unpacked_bytes=3_800_000_000,
     folder="speech_commands_v0.02",
 )
+# SHA-256 as in torchaudio, size as the server tells it.
+SPEECH_COMMANDS_FIRST = Archive(
+    url="http://download.tensorflow.org/data/speech_commands_v0.01.tar.gz",
+    sha256="743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
+    size_bytes=1_489_096_277,
+    unpacked_bytes=2_300_000_000,
+    folder="speech_commands_v0.01",
+)
 
 
 def _librispeech(name: str, size_bytes: int, sha256: str) -> Archive:
@@ -72,7 +81,7 @@ LIBRISPEECH = (
     _librispeech("train-clean-360", 23_049_477_885, "146a56496217e96c14334a160df97fffedd6e0a04e66b9c5af0d40be3c792ecf"),
 )
 ARCHIVES = MappingProxyType(
-    {"speech-commands": SPEECH_COMMANDS}
+    {"speech-commands": SPEECH_COMMANDS, "speech-commands-v0.01": SPEECH_COMMANDS_FIRST}
     | {f"librispeech-{archive.folder.rpartition('/')[2]}": archive for archive in LIBRISPEECH}
 )
 

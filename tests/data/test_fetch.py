@@ -209,7 +209,9 @@ def test_the_published_archive_is_the_one_asked_for():
     archive = ARCHIVES["speech-commands"]
     assert archive.url.endswith("speech_commands_v0.02.tar.gz")
     assert archive.size_bytes == 2428923189 and len(bytes.fromhex(archive.sha256)) == 32
-    with pytest.raises(ValueError, match="unknown corpus 'speech': one of speech-commands, librispeech-dev-clean"):
+    with pytest.raises(
+        ValueError, match="unknown corpus 'speech': one of speech-commands, speech-commands-v0.01, librispeech-dev"
+    ):
         fetch("speech", ".")
 
 
