@@ -209,8 +209,11 @@ def test_the_published_archive_is_the_one_asked_for():
     archive = ARCHIVES["speech-commands"]
     assert archive.url.endswith("speech_commands_v0.02.tar.gz")
     assert archive.size_bytes == 2428923189 and len(bytes.fromhex(archive.sha256)) == 32
+    first = ARCHIVES["speech-commands-v0.01"]
+    assert first.url.endswith("speech_commands_v0.01.tar.gz") and len(bytes.fromhex(first.sha256)) == 32
+    assert first.folder != archive.folder and first.size_bytes == 1489096277
     with pytest.raises(
-        ValueError, match="unknown corpus 'speech': one of speech-commands, speech-commands-v0.01, librispeech-dev"
+        ValueError, match=r"unknown corpus 'speech': one of speech-commands, speech-commands-v0\.01, lib"
     ):
         fetch("speech", ".")
 
