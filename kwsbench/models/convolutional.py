@@ -8,8 +8,8 @@ its last inputs (k - s to k - 1 frames), a pool over W frames its last W - 1. A 
 normalisation; a whole file is a step from the fresh state. Every chunking sees the same inputs and the same frames;
 float sums may be ordered differently for another length, so outputs agree to rounding, integers bit for bit.
 
-``last_frame`` is the same loop for whole clips, and for training: no state, and a pool in front of the output
-computes the last frame alone. Tensors are channels-last in memory: depthwise convolutions are several times faster.
+``last_frame`` is the same loop for whole clips, and for training: no state, and of every layer only the frames that the
+last frame of logits looks at. Tensors are channels-last in memory: depthwise convolutions are several times faster.
 """
 
 from __future__ import annotations
@@ -24,7 +24,18 @@ from torch.nn import functional as F
 
 from kwsbench.features.mel import hz_to_mel, mel_to_hz
 from kwsbench.models.feedforward import EPSILON, MOMENTUM
-from kwsbench.models.layers import Add, Conv, Network, Output, Pool, shapes
+from kwsbench.models.layers import (
+    Add,
+    Conv,
+    Layer,
+    Network,
+    Output,
+    Pool,
+    looked_at,
+    looks_back_to,
+    shapes,
+    window_frames,
+)
 from kwsbench.models.recurrent import linear
 
 # Inputs that a layer still needs, by its name: [B, C, frames, F].
@@ -64,16 +75,16 @@ def walk(network: Network, operations: Operations, x: torch.Tensor, state: State
     complete, and the next state."""
     following: State = {}
 
-    def with_past(layer: Conv | Pool, x: torch.Tensor) -> torch.Tensor:
+    def take(layer: Layer, before: str, x: torch.Tensor) -> torch.Tensor:
         if layer.name not in state:
             return x
-        kernel, stride = (layer.kernel[0], layer.stride[0]) if isinstance(layer, Conv) else (layer.frames, 1)
+        kernel, stride = window_frames(layer)
         x = torch.cat([state[layer.name], x], dim=2)
         outputs = max(0, (x.shape[2] - kernel) // stride + 1)
         following[layer.name] = x[:, :, outputs * stride :].detach()
         return x[:, :, : (outputs - 1) * stride + kernel] if outputs else x[:, :, :0]
 
-    return _run(network, operations, x, with_past), following
+    return _run(network, operations, x, take), following
 
 
 def last_frame(network: Network, operations: Operations, x: torch.Tensor) -> torch.Tensor:
@@ -82,19 +93,17 @@ def last_frame(network: Network, operations: Operations, x: torch.Tensor) -> tor
     Raises:
         ValueError: the clips are too short for a single frame.
     """
-    before_output = network.layers[-2] if len(network.layers) > 1 else None
+    totals, first = looked_at(network, x.shape[2])
 
-    def with_past(layer: Conv | Pool, x: torch.Tensor) -> torch.Tensor:
-        if isinstance(layer, Conv):
-            left, stride = layer.kernel[0] - layer.stride[0], layer.stride[0]
-            x = x[:, :, : x.shape[2] // stride * stride] if stride > 1 else x
-            return F.pad(x, (0, 0, left, 0)) if left and x.shape[2] else x
-        if layer is before_output:
-            x = x[:, :, -layer.frames :]
-            return F.pad(x, (0, 0, layer.frames - x.shape[2], 0)) if 0 < x.shape[2] < layer.frames else x
-        return F.pad(x, (0, 0, layer.frames - 1, 0)) if x.shape[2] else x
+    def take(layer: Layer, before: str, x: torch.Tensor) -> torch.Tensor:
+        # x holds the frames of `before` from first[before] on.
+        if not totals[layer.name]:
+            return x[:, :, :0]
+        start = looks_back_to(layer, first[layer.name])
+        x = x[:, :, max(start, 0) - first[before] :]
+        return F.pad(x, (0, 0, -start, 0)) if start < 0 else x
 
-    logits = _run(network, operations, x, with_past)
+    logits = _run(network, operations, x[:, :, first["input"] :], take)
     if not logits.shape[1]:
         raise ValueError(f"clips of {x.shape[2]} frames are too short: the network gives no frame of logits for them")
     return logits[:, -1]
@@ -122,40 +131,40 @@ def _run(
     network: Network,
     operations: Operations,
     x: torch.Tensor,
-    with_past: Callable[[Conv | Pool, torch.Tensor], torch.Tensor],
+    take: Callable[[Layer, str, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
+    # take(layer, before, x) makes what the layer computes on from the output x of the layer `before`.
     sources = {layer.source for layer in network.layers if isinstance(layer, Add)}
-    kept = {"input": x}
-    widths = shapes(network)
+    kept, before, found = {"input": x}, "input", shapes(network)
     for layer in network.layers:
-        if isinstance(layer, Conv | Pool):
-            x = with_past(layer, x)
-            _, bins, channels = widths[layer.name]
-            if not x.shape[2]:
-                # Not a single frame: no operation is asked for none.
-                x = x.new_zeros(len(x), channels, 0, bins)
-            else:
-                x = operations.conv(layer, x) if isinstance(layer, Conv) else operations.pool(layer, x)
+        x = take(layer, before, x)
+        _, bins, channels = found[layer.name]
+        if not x.shape[2]:
+            # Not a single frame: no operation is asked for none.
+            x = x.new_zeros(len(x), channels, 0, bins)
+        elif isinstance(layer, Conv):
+            x = operations.conv(layer, x)
+        elif isinstance(layer, Pool):
+            x = operations.pool(layer, x)
         elif isinstance(layer, Add):
-            x = operations.add(layer, x, kept[layer.source]) if x.shape[2] else x
+            x = operations.add(layer, x, take(layer, layer.source, kept[layer.source]))
         else:
-            x = x.squeeze(3).transpose(1, 2)
-            x = operations.output(layer, x) if x.shape[1] else x.new_zeros(len(x), 0, layer.outputs)
-        if layer.name in sources:
-            kept[layer.name] = x
-    return x
+            return operations.output(layer, x.squeeze(3).transpose(1, 2))
+        before = layer.name
+        if before in sources:
+            kept[before] = x
+    return x.squeeze(3).transpose(1, 2)
 
 
 def _remembered(network: Network) -> dict[str, tuple[int, int, int]]:
     # Frames, frequencies and channels of what each layer with a memory starts from.
-    found, before = {}, shapes(network)["input"]
-    for layer, after in zip(network.layers, [shapes(network)[layer.name] for layer in network.layers]):
-        if isinstance(layer, Conv) and layer.kernel[0] > 1:
-            found[layer.name] = (layer.kernel[0] - layer.stride[0], *before[1:])
-        elif isinstance(layer, Pool) and layer.frames > 1:
-            found[layer.name] = (layer.frames - 1, *before[1:])
-        before = after
-    return found
+    found, before, remembered = shapes(network), "input", {}
+    for layer in network.layers:
+        kernel, stride = window_frames(layer)
+        if kernel > 1:
+            remembered[layer.name] = (kernel - stride, *found[before][1:])
+        before = layer.name
+    return remembered
 
 
 class BatchNorm(nn.Module):

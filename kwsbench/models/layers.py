@@ -176,6 +176,35 @@ def shapes(network: Network, samples: int = 16000) -> dict[str, tuple[int, int, 
     return found
 
 
+def window_frames(layer: Layer) -> tuple[int, int]:
+    """How many input frames one output looks at, and how many lie from one output to the next."""
+    if isinstance(layer, Conv):
+        return layer.kernel[0], layer.stride[0]
+    return (layer.frames if isinstance(layer, Pool) else 1), 1
+
+
+def looks_back_to(layer: Layer, frame: int) -> int:
+    """The first input frame that output ``frame`` looks at; negative where it lies before the first."""
+    kernel, stride = window_frames(layer)
+    return (frame + 1) * stride - kernel
+
+
+def looked_at(network: Network, frames: int) -> tuple[dict[str, int], dict[str, int]]:
+    """For the last frame of logits of ``frames`` input frames, by layer and for ``input``: how many frames there are,
+    and the first that is looked at."""
+    names = ["input", *(layer.name for layer in network.layers)]
+    totals = {"input": frames}
+    for before, layer in zip(names, network.layers):
+        totals[layer.name] = totals[before] // window_frames(layer)[1]
+    first = dict(totals)
+    first[names[-1]] = max(0, totals[names[-1]] - 1)
+    for before, layer in zip(reversed(names[:-1]), reversed(network.layers)):
+        start = max(0, looks_back_to(layer, first[layer.name]))
+        for read in (before, layer.source) if isinstance(layer, Add) else (before,):
+            first[read] = min(first[read], start)
+    return totals, first
+
+
 def same_padding(frequencies: int, kernel: int, stride: int) -> tuple[int, int]:
     """Zeros below and above that give ``ceil(frequencies / stride)`` outputs, the odd one above."""
     missing = max(0, (-(-frequencies // stride) - 1) * stride + kernel - frequencies)

@@ -36,7 +36,19 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NoReturn
 
-from kwsbench.models.layers import Add, Conv, Front, Layer, Network, Output, Pool, same_padding, shapes
+from kwsbench.models.layers import (
+    Add,
+    Conv,
+    Front,
+    Layer,
+    Network,
+    Output,
+    Pool,
+    looked_at,
+    same_padding,
+    shapes,
+    window_frames,
+)
 
 SAMPLE_RATE = 16000
 WINDOW_SAMPLES, HOP_SAMPLES = 640, 320
@@ -322,10 +334,10 @@ class Cost:
         weights: of convolutions and the output layer, as multiplied (a sinc filter counts all its taps).
         parameters: all that is trained: weights (of a sinc filter two frequencies), batchnorm's gamma and beta,
             the output's bias.
-        macs_per_clip: multiply-accumulates of one second, whole, logits once; those with padding count.
+        macs_per_clip: multiply-accumulates for the last logits of one second; those with padding count.
         macs_per_second: of a stream, logits after every frame; the mean over a long time.
-        activations: values of all layers' outputs for one second, and of the input.
-        peak_bytes_whole: most bytes of activations at one time, layer by layer over one second.
+        activations: values of the input and of all layers' outputs, of the frames that these logits look at.
+        peak_bytes_whole: most bytes of those activations at one time, layer by layer.
         peak_bytes_streaming: the same when each input frame runs through all layers: what layers remember, and the
             frames at hand.
 
@@ -344,11 +356,12 @@ class Cost:
 def cost(network: Network) -> Cost:
     """Count a network, by its shapes alone."""
     found = shapes(network, SAMPLE_RATE)
+    totals, first = looked_at(network, found["input"][0])
     rate = Fraction(SAMPLE_RATE, network.front.hop_samples)
     weights = parameters = macs_clip = 0
     macs_second = Fraction(0)
     for layer in network.layers:
-        frames, bins, _ = found[layer.name]
+        frames, bins = totals[layer.name] - first[layer.name], found[layer.name][1]
         if isinstance(layer, Conv):
             rate /= layer.stride[0]
             per_frame = layer.weights * bins
@@ -361,8 +374,8 @@ def cost(network: Network) -> Cost:
             parameters += (layer.inputs + 1) * layer.outputs
             macs_clip += layer.inputs * layer.outputs
             macs_second += layer.inputs * layer.outputs * rate
-    values = {name: math.prod(shape) for name, shape in found.items()}
     per_frame_values = {name: bins * channels for name, (_, bins, channels) in found.items()}
+    values = {name: (totals[name] - first[name]) * count for name, count in per_frame_values.items()}
     return Cost(
         weights,
         parameters,
@@ -391,8 +404,7 @@ def _peak_bytes(network: Network, values: dict[str, int]) -> int:
 def _remembered_bytes(network: Network) -> int:
     found, before, total = shapes(network, SAMPLE_RATE), "input", 0
     for layer in network.layers:
-        frames = layer.kernel[0] if isinstance(layer, Conv) else layer.frames if isinstance(layer, Pool) else 1
-        total += (frames - 1) * math.prod(found[before][1:]) * _bytes_of(network, before)
+        total += (window_frames(layer)[0] - 1) * math.prod(found[before][1:]) * _bytes_of(network, before)
         before = layer.name
     return total
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from kwsbench.models.convolutional import ConvNet, FloatOperations, SincConv, convolve, last_frame, walk
 from kwsbench.models.feedforward import EPSILON
-from kwsbench.models.layers import Add, Conv, Front, Network, Output, Pool, same_padding
+from kwsbench.models.layers import Add, Conv, Front, Network, Output, Pool, looked_at, same_padding
 
 LABELS = ("_other_", "yes", "no")
 SPECTRAL = Network(
@@ -241,3 +241,19 @@ def test_tensors_are_channels_last_in_memory():
     model = ConvNet(SPECTRAL)
     last_frame(SPECTRAL, Watching(model), torch.randn(2, 1, 23, 10))
     assert shapes and all(shapes)
+
+
+@given(frames=st.integers(2, 40))
+@settings(max_examples=25, deadline=None)
+def test_a_clip_looks_at_the_frames_its_last_logits_need_and_no_more(frames):
+    """A frame earlier than the first that is looked at changes nothing, that one does."""
+    _, first = looked_at(SPECTRAL, frames)
+    model, x = made(SPECTRAL), heard(SPECTRAL, frames)
+    logits, at = model(x), first["input"]
+    assert torch.allclose(logits, model.step(x, model.fresh(2))[0][:, -1], rtol=0, atol=1e-12)
+    changed = x.clone()
+    changed[:, :at] += 1
+    assert torch.equal(model(changed), logits)
+    changed[:, at] += 1
+    assert not torch.equal(model(changed), logits)
+    assert (frames >= 24) == (at > 0)

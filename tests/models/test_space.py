@@ -156,10 +156,8 @@ def test_activations_and_the_peak_of_a_clip_are_those_of_the_built_network(descr
     watching.sizes["input"], watching.last = x.numel(), "input"
     last_frame(network, watching, x)
     counted, (frames, bins, head) = cost(network), shapes(network)["head"]
-    frames_of_pool_and_output = frames * (head + 2)
-    assert counted.activations == x.numel() + watching.made + frames_of_pool_and_output
-    # The pool of a stream gives a value after each frame.
-    assert counted.peak_bytes_whole == max(watching.most, frames * head * (bins + 1))
+    assert counted.activations == x.numel() + watching.made + head + 2
+    assert counted.peak_bytes_whole == max(watching.most, frames * head * bins + head)
 
 
 @given(DESCRIPTIONS)
