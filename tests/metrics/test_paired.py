@@ -5,7 +5,7 @@ import pytest
 
 from kwsbench.metrics.det import clip_maxima, det_curve, fdr_at_frr
 from kwsbench.metrics.events import DetectorConfig
-from kwsbench.metrics.paired import fdr_at, fdr_difference
+from kwsbench.metrics.paired import accuracy_difference, fdr_at, fdr_difference
 from kwsbench.metrics.scores import Scores
 
 
@@ -83,3 +83,44 @@ def test_what_cannot_be_paired_is_refused(ours, theirs, frr, message):
         fdr_difference(ours, theirs, frr)
     with pytest.raises(ValueError, match="at least 100 draws, got 99"):
         fdr_difference([maxima()], [maxima()], [0.1], draws=99)
+
+
+def told(share, seed, seeds=3, clips=400):
+    return np.random.default_rng(seed).random((seeds, clips)) < share
+
+
+def test_accuracy_is_compared_clip_by_clip():
+    ours, theirs = told(0.9, 1), told(0.8, 2)
+    found = accuracy_difference(ours, theirs)
+    assert found.mean == pytest.approx(ours.mean() - theirs.mean())
+    assert found.per_seed == pytest.approx(ours.mean(1) - theirs.mean(1))
+    assert found.low < found.mean < found.high and found.outcome == "wins"
+    back = accuracy_difference(theirs, ours)
+    assert (back.mean, back.outcome) == (-found.mean, "loses")
+    same = accuracy_difference(ours, ours)
+    assert (same.low, same.mean, same.high, same.outcome) == (0, 0, 0, "ties")
+
+
+def test_one_seed_has_the_interval_of_mcnemar():
+    """Of n clips b and c are told right by one system alone: (b - c) / n, variance (b + c - (b - c)^2 / n) / n^2."""
+    ours, theirs = told(0.85, 3, seeds=1, clips=2000), told(0.8, 4, seeds=1, clips=2000)
+    b, c, n = int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), ours.size
+    deviation = np.sqrt(b + c - (b - c) ** 2 / n) / n
+    found = accuracy_difference(ours, theirs, draws=4000)
+    assert found.mean == pytest.approx((b - c) / n)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * deviation, rel=0.06)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    theirs = told(0.8, 5)
+    steady = np.tile(told(0.85, 6, seeds=1), (3, 1))
+    apart = np.stack([told(share, 7, seeds=1)[0] for share in (0.7, 0.85, 1.0)])
+    widths = [f.high - f.low for f in (accuracy_difference(ours, theirs) for ours in (steady, apart))]
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_accuracies_of_other_clips_are_refused():
+    with pytest.raises(ValueError, match="one row per seed and one column per clip"):
+        accuracy_difference(told(0.9, 1), told(0.9, 1, clips=300))
+    with pytest.raises(ValueError, match="at least 100 draws"):
+        accuracy_difference(told(0.9, 1), told(0.8, 1), draws=9)
