@@ -4,7 +4,8 @@ Labels are those of memory.py: *measured* numbers are lengths of written bytes o
 ones follow from shapes by the rules below.
 
 - MACs: one per weight and output position, those that meet padding among them. A *clip* (one second, unless told
-  otherwise) is classified once, at its end; a *stream* gives logits after every frame of the last layer.
+  otherwise) is classified once, at its end: counted are the frames that its last logits look at. A *stream* gives
+  logits after every frame of the last layer.
 - FLASH: the bytes of export/convolutional.py (weights at their widths, padding included; constants; input tables).
   *Unpadded*: the same with ``ceil(weights * bits / 8)`` bytes per operation; *containers*: with one byte per weight.
   Machine code and the front end are not counted.
@@ -27,7 +28,7 @@ from kwsbench.export.convolutional import constants_of, convolutional_parts, pac
 from kwsbench.export.recognizer import pack_constants
 from kwsbench.integer.convolution import Add, Conv, Convolutional, Operation, Pool, shapes
 from kwsbench.integer.program import OutputDense
-from kwsbench.models.layers import Front
+from kwsbench.models import layers
 from kwsbench.resources.memory import MEASURED, MODELLED
 
 
@@ -79,7 +80,7 @@ OPERATION_BASIS = {
 
 @dataclass(frozen=True)
 class _Tensor:
-    """``frames`` of a clip, frames per second of a stream, values per frame, bits of each."""
+    """``frames`` of a clip that are looked at, frames per second of a stream, values per frame, bits of each."""
 
     frames: int
     rate: float
@@ -122,7 +123,8 @@ def needs(program: Convolutional, samples: int = SAMPLE_RATE) -> Needs:
 
 def operation_table(program: Convolutional, samples: int = SAMPLE_RATE) -> list[dict[str, Any]]:
     """One row per operation and a row of totals: its output, widths, MACs, bytes in FLASH, bytes that it remembers."""
-    rows, tensors, sizes = [], _tensors(program, samples), shapes(program)
+    tensors, sizes = _tensors(program, samples), shapes(program)
+    rows: list[dict[str, Any]] = []
     for i, operation in enumerate(program.operations):
         before, after = tensors[i], tensors[i + 1]
         weighted = operation if isinstance(operation, Conv | OutputDense) else None
@@ -154,17 +156,34 @@ def _weighted(program: Convolutional) -> list[Conv | OutputDense]:
     return [o for o in program.operations if isinstance(o, Conv | OutputDense)]
 
 
+def network_of(program: Convolutional) -> layers.Network:
+    """The network that a program computes, as data; sinc filters come back as the plain weights that they became."""
+    found: list[layers.Layer] = []
+    for operation, (_, channels) in zip(program.operations, shapes(program)):
+        if isinstance(operation, Conv):
+            n, k_t, k_f, _ = operation.codes.shape
+            form = (k_t, k_f), operation.stride, operation.padding, operation.depthwise, operation.low == 0
+            found.append(layers.Conv(operation.name, channels, n, *form))
+        elif isinstance(operation, Add):
+            found.append(layers.Add(operation.name, program.operations[operation.source].name))
+        elif isinstance(operation, Pool):
+            found.append(layers.Pool(operation.name, operation.frames))
+        else:
+            found.append(layers.Output(operation.name, channels, len(operation.codes)))
+    return layers.Network(layers.Front(**program.front), program.labels, tuple(found))
+
+
 def _tensors(program: Convolutional, samples: int) -> list[_Tensor]:
-    """The input and every operation's output; what follows a mean is made once per clip."""
-    front = Front(**program.front)
-    frames, rate = front.frames(samples), SAMPLE_RATE / front.hop_samples
-    found, sizes = [_Tensor(frames, rate, front.bins, program.input_bits)], shapes(program)
+    """The input and every operation's output."""
+    network = network_of(program)
+    totals, first = layers.looked_at(network, network.front.frames(samples))
+    rate, sizes = SAMPLE_RATE / network.front.hop_samples, shapes(program)
+    found = [_Tensor(totals["input"] - first["input"], rate, network.front.bins, program.input_bits)]
     for operation, (frequencies, channels) in zip(program.operations, sizes[1:]):
         if isinstance(operation, Conv):
-            frames, rate = frames // operation.stride[0], rate / operation.stride[0]
-        elif isinstance(operation, Pool | OutputDense):
-            frames = min(frames, 1)
+            rate /= operation.stride[0]
         bits = 32 if isinstance(operation, OutputDense) else operation.activation_bits
+        frames = totals[operation.name] - first[operation.name]
         found.append(_Tensor(frames, rate, frequencies * channels, bits))
     return found
 
