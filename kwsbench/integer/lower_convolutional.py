@@ -70,7 +70,7 @@ def _operation(model: QuantizedConvNet, layer: Layer, index: dict[str, int]) -> 
         return _output(model, layer)
     activation = model.activation(layer.name)
     low, high = activation.limits()
-    scale = float(model.scale(layer.name))
+    scale = model.unit(layer.name)
     if isinstance(layer, Add):
         k = model.add_constants(layer)
         constants = k.multiplier, k.source_multiplier, k.shift
@@ -114,7 +114,7 @@ def _conv(model: QuantizedConvNet, layer: Conv) -> program.Conv:
         low=low,
         high=high,
         activation_bits=activation.bits,
-        output_scale=float(model.scale(name)),
+        output_scale=model.unit(name),
         rounding=model.plan.rounding,
         proof=proof,
     )

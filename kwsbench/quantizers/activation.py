@@ -82,7 +82,7 @@ class LinearActivation(ActivationQuantizer):
 
     def limits(self) -> tuple[int, int]:
         low, high = int(self.lowest), int(self.highest)
-        return low, min(high, relu6_range(self.bits, float(self.step()))[1]) if self.relu else high
+        return low, min(high, relu6_range(self.bits, self.step().item())[1]) if self.relu else high
 
     def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         step = self.step()

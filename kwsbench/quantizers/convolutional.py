@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from kwsbench.arithmetic import fixedpoint, folding, residual
 from kwsbench.models.convolutional import (
+    SAMPLE_RATE,
     BatchNorm,
     ConvNet,
     Operations,
@@ -312,6 +313,10 @@ class QuantizedConvNet(QuantizedModel):
         """Real value of one unit of a layer's output or of ``input``, a scalar."""
         return self.input_unit() if layer == "input" else self.activation(layer).step()
 
+    def unit(self, layer: str) -> float:
+        """:meth:`scale` as a plain number."""
+        return float(self.scale(layer).detach())
+
     def largest_input(self, layer: str) -> int:
         """``max |x|`` over the codes that a layer reads."""
         before = self.before[layer]
@@ -366,7 +371,7 @@ class QuantizedConvNet(QuantizedModel):
         g, offset, step = (_double(t) for t in (*self.gain_and_offset(layer), quantizer.step()))
         codes = np.abs(quantizer.codebook.levels / quantizer.codebook.step).max()
         inputs = _shape(self.network, layer)[1]
-        s_x, s_y = float(self.scale(self.before[layer])), float(self.scale(layer))
+        s_x, s_y = self.unit(self.before[layer]), self.unit(layer)
         bound = int(codes) * self.largest_input(layer) * inputs
         try:
             return folding.fold(g, offset, step, s_x, s_y, quantizer.grid, bound)
@@ -377,14 +382,12 @@ class QuantizedConvNet(QuantizedModel):
         """Multiplier and shift of a mean."""
         before = self.before[layer.name]
         frequencies = shapes(self.network)[before][1]
-        return residual.pool_constants(
-            float(self.scale(before)), float(self.scale(layer.name)), layer.frames, frequencies
-        )
+        return residual.pool_constants(self.unit(before), self.unit(layer.name), layer.frames, frequencies)
 
     def add_constants(self, layer: Add) -> residual.AddConstants:
         """Multipliers and shift of an addition."""
-        s_x, s_source = self.scale(self.before[layer.name]), self.scale(layer.source)
-        return residual.add_constants(float(s_x), float(s_source), float(self.scale(layer.name)))
+        units = self.unit(self.before[layer.name]), self.unit(layer.source), self.unit(layer.name)
+        return residual.add_constants(*units)
 
     def output_constants(self) -> tuple[torch.Tensor, np.ndarray]:
         """Real value of a unit of each logit's accumulator, float32 ``[1]`` or ``[N]``, and the int64 bias."""
@@ -505,19 +508,27 @@ class _Exact:
         norm.var.lerp_(var * unit**2, MOMENTUM)
 
 
+def elements(network: Network) -> dict[str, float]:
+    """How many numbers each quantized tensor has: weights (``NAME.weight``), values per second of a stream
+    (``NAME.output``); keys and order as :meth:`QuantizedConvNet.widths` has them."""
+    sizes, rate = shapes(network), SAMPLE_RATE / network.front.hop_samples
+    found: dict[str, float] = {f"{name}.weight": float(np.prod(_shape(network, name))) for name in weighted(network)}
+    for layer in network.layers[:-1]:
+        rate /= layer.stride[0] if isinstance(layer, Conv) else 1
+        found[f"{layer.name}.output"] = rate * float(np.prod(sizes[layer.name][1:]))
+    return found
+
+
 def mean_bits(network: Network, widths: Mapping[str, float]) -> dict[str, float]:
-    """Mean width per weight and per value of activations (``weights``, ``activations``), over a second of audio.
+    """Mean width per weight and per value of activations: ``weights``, ``activations``.
 
     ``widths`` as :meth:`QuantizedConvNet.widths` has them.
     """
-    sizes = shapes(network)
+    counts = elements(network)
     found = {}
-    for what, suffix, names, elements in (
-        ("weights", "weight", weighted(network), lambda name: int(np.prod(_shape(network, name)))),
-        ("activations", "output", activated(network), lambda name: int(np.prod(sizes[name]))),
-    ):
-        counts = np.array([elements(name) for name in names], np.float64)
-        found[what] = float(counts @ [float(widths[f"{name}.{suffix}"]) for name in names] / counts.sum())
+    for what, suffix in (("weights", ".weight"), ("activations", ".output")):
+        mine = {name: count for name, count in counts.items() if name.endswith(suffix)}
+        found[what] = sum(count * widths[name] for name, count in mine.items()) / sum(mine.values())
     return found
 
 

@@ -104,7 +104,7 @@ class _Uniform(torch.autograd.Function):
     def forward(ctx: Any, z, step, low, high, lowest, highest):
         rows = _rows(z)
         y = torch.empty_like(rows)
-        scalars = tuple(np.float32(float(v)) for v in (step, low, high))
+        scalars = tuple(np.float32(v.item()) for v in (step, low, high))
         _uniform_loop(_flat(rows), scalars[0], np.float32(lowest), np.float32(highest), _flat(y))
         ctx.save_for_backward(rows, y)
         ctx.scalars, ctx.shapes = scalars, [v.shape for v in (step, low, high)]
@@ -116,7 +116,7 @@ class _Uniform(torch.autograd.Function):
         step, low, high = ctx.scalars
         upstream = _rows(gradient)
         out = torch.empty_like(rows)
-        sums = _uniform_back_loop(_flat(upstream), _flat(rows), _flat(y), step, low, high, _flat(out))
+        sums = _uniform_back_loop(_matrix(upstream), _matrix(rows), _matrix(y), step, low, high, _matrix(out))
         return (
             _like(out, gradient),
             *(gradient.new_tensor(v).reshape(s) for v, s in zip(sums, ctx.shapes)),
@@ -141,7 +141,7 @@ class _Requantized(torch.autograd.Function):
             _matrix(y),
         )
         ctx.save_for_backward(rows, unit.detach(), offset.detach())
-        ctx.limits = np.float32(low), np.float32(float(highest))
+        ctx.limits = np.float32(low), np.float32(highest.item())
         ctx.shape = highest.shape
         return _like(y, acc)
 
@@ -194,39 +194,34 @@ def _uniform_loop(z, step, lowest, highest, y):
 
 @njit(cache=True)
 def _uniform_back_loop(gradient, z, y, step, low, high, out):
-    to_step, to_low, to_high = 0.0, 0.0, 0.0
-    for i in range(len(z)):
-        g = gradient[i]
-        if z[i] < low:
-            to_low += g
-            out[i] = 0
-        elif z[i] > high:
-            to_high += g
-            out[i] = 0
-        else:
-            to_step += g * (y[i] - z[i])
-            out[i] = g
-    return to_step / step, to_low, to_high
+    # One sum per channel and no branches, so that the inner loop runs in vectors; so below.
+    channels = z.shape[1]
+    to_step, below, above = np.zeros(channels), np.zeros(channels), np.zeros(channels)
+    for t in range(z.shape[0]):
+        for n in range(channels):
+            v, g = z[t, n], gradient[t, n]
+            inside = g if low <= v <= high else np.float32(0)
+            to_step[n] += np.float64(inside) * np.float64(y[t, n] - v)
+            below[n] += g if v < low else np.float32(0)
+            above[n] += g if v > high else np.float32(0)
+            out[t, n] = inside
+    return to_step.sum() / step, below.sum(), above.sum()
 
 
 @njit(cache=True)
 def _requantized_back_loop(gradient, acc, unit, offset, low, high, out):
     channels = acc.shape[1]
-    to_unit, to_offset, to_highest = np.zeros(channels), np.zeros(channels), 0.0
+    to_unit, to_offset, above = np.zeros(channels), np.zeros(channels), np.zeros(channels)
     for t in range(acc.shape[0]):
         for n in range(channels):
             z = np.float32(acc[t, n]) * unit[n] + offset[n]
             g = gradient[t, n]
-            if z > high:
-                to_highest += g
-                out[t, n] = 0
-            elif z < low:
-                out[t, n] = 0
-            else:
-                to_unit[n] += g * acc[t, n]
-                to_offset[n] += g
-                out[t, n] = g * unit[n]
-    return to_unit, to_offset, to_highest
+            inside = g if low <= z <= high else np.float32(0)
+            to_unit[n] += np.float64(inside) * np.float64(acc[t, n])
+            to_offset[n] += inside
+            above[n] += g if z > high else np.float32(0)
+            out[t, n] = inside * unit[n]
+    return to_unit, to_offset, above.sum()
 
 
 @njit(cache=True)
