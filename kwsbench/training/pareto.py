@@ -1,0 +1,288 @@
+"""Accuracy against weights, operations and bytes: networks and bit widths side by side, over seeds.
+
+    networks (found, hand-made, raw and MFCC) x quantizations (float, fixed, trained, budgeted) x seeds -> one table
+
+Every choice is made on validation; the test clips are read once per system. A row is a network under a quantization:
+accuracy is the mean over seeds with lowest and highest, its 95% interval Wilson's on as many clips as the test set
+has (clips are the same for every seed, so seeds do not narrow it). The difference is paired with the float network of
+the same seeds, clip by clip (metrics/paired.py). Bytes of integer systems are those of resources/convolutional.py: what
+a device stores, and what a stream needs at a time; of float systems four per parameter and per value (modelled). The
+front is that of flash bytes and accuracy on validation, so that being on it was not chosen by the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from kwsbench.arithmetic.codebook import check_bits
+from kwsbench.files import write_json, write_text
+from kwsbench.metrics.compare import spread, wilson_interval
+from kwsbench.metrics.paired import AccuracyDifference, accuracy_difference
+from kwsbench.metrics.pareto import front_of
+from kwsbench.models.layers import Network
+from kwsbench.models.space import cost, network_of
+from kwsbench.quantizers.attach import WeightPlan
+from kwsbench.quantizers.convolutional import ConvPlan
+from kwsbench.resources.convolutional import needs
+from kwsbench.training.clip_experiment import INTEGER, ClipExperiment, ClipSystem
+from kwsbench.training.result import spread_cell
+
+FLOAT_BYTES = 4
+FIXED_METHOD = "lsq"
+FIGURES = ("accuracy", "validation_accuracy", "frr", "fdr", "bits_per_weight", "bits_per_activation", "flash_bytes",
+           "ram_streaming_bytes", "ram_whole_bytes")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A column of the comparison: its name in the table, what kind of system it is, its plan."""
+
+    name: str
+    kind: str
+    plan: ConvPlan | None = None
+
+
+def fixed(bits: int, method: str = FIXED_METHOD) -> Quantization:
+    """Weights and activations at one width, trained in both stages."""
+    return Quantization(f"{bits} bits", "stage_two", ConvPlan(WeightPlan(method, check_bits(bits)), bits))
+
+
+FLOAT = Quantization("float", "float")
+CONTROL = Quantization("float, equal steps", "control")
+UNTRAINED = Quantization("8 bits, not trained", "post_training", ConvPlan(WeightPlan("linear", 8), 8))
+
+BITS = {"tiny": (4,), "smoke": (8, 2), "default": (8, 4, 2), "full": (8, 4, 2, 1)}
+# Raw audio and MFCC at about equal operations (2.42 and 2.23 million per clip), and small ones to show the path.
+NETWORKS = {
+    "tiny": {"MFCC": "mfcc10 w8 3e2s 3e1 h16", "raw": "raw w8 3e2s h16"},
+    "smoke": {"MFCC": "mfcc10 w16 5e2s 5e2 3e1 h32", "raw": "raw w16 5e2s 5e2 h32"},
+    "default": {"MFCC": "mfcc10 w32 7e2s 7e2 5e2 5e1 h64", "raw": "raw w28 7e2s 7e2 5e2 5e1 h64"},
+}
+
+
+def networks_of(profile: str, labels: tuple[str, ...], notations: Sequence[str] = ()) -> dict[str, Network]:
+    """The networks of a profile by name, and those of ``notations``.
+
+    Raises:
+        NotationError: a notation does not parse.
+    """
+    menu = NETWORKS.get(profile, NETWORKS["default"])
+    found = {f"found {i}" if len(notations) > 1 else "found": text for i, text in enumerate(notations, start=1)}
+    return {name: network_of(text, labels) for name, text in (found | menu).items()}
+
+
+def quantizations_of(profile: str, bits: Sequence[int] = ()) -> list[Quantization]:
+    """The columns of a profile; ``bits``: other fixed widths."""
+    return [FLOAT, CONTROL, UNTRAINED, *(fixed(b) for b in (bits or BITS.get(profile, BITS["default"])))]
+
+
+def run_pareto(
+    experiment: ClipExperiment,
+    networks: Mapping[str, Network],
+    quantizations: Sequence[Quantization],
+    seeds: Sequence[int],
+    out: Path,
+    command: str = "",
+) -> dict[str, Any]:
+    """Train and measure what is not there yet; write ``pareto.json`` and ``pareto.md`` into ``out``.
+
+    The files are written anew after every system, so a killed run shows what it had and goes on from there.
+
+    Raises:
+        ValueError: no network, no seed, or quantizations without the float one.
+    """
+    if not networks or not seeds or FLOAT not in quantizations:
+        raise ValueError("a table needs a network, a seed and the float column, with which the others are compared")
+    out.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"command": command, "setup": setup(experiment, networks, seeds), "rows": []}
+    systems = [(name, q, seed) for seed in seeds for name in networks for q in quantizations]
+    known: dict[tuple, AccuracyDifference] = {}
+    for name, quantization, seed in tqdm(systems, desc="systems", disable=not experiment.progress):
+        result["rows"].append(measure(experiment, name, networks[name], quantization, seed))
+        result["summary"] = summarise(experiment, networks, quantizations, result["rows"], known)
+        write_json(out / "pareto.json", result)
+        write_text(out / "pareto.md", markdown(result))
+    return result
+
+
+def setup(experiment: ClipExperiment, networks: Mapping[str, Network], seeds: Sequence[int]) -> dict[str, Any]:
+    """What the figures were measured on, and what was left out of it."""
+    spec, p = experiment.spec, experiment.spec.profile
+    splits = {split: experiment.clips(split) for split in ("train", "validation", "test")}
+    return {
+        "task": spec.task.name,
+        "labels": list(spec.task.labels),
+        "corpus": experiment.corpus.fingerprint(),
+        "profile": p.name,
+        "illustrative": p.illustrative,
+        "seeds": list(seeds),
+        "steps": {stage.name: stage.steps for stage in (p.float_stage, p.stage_one, p.stage_two)},
+        "device": experiment.device,
+        "clips": {split: clips.counts() for split, clips in splits.items()},
+        "left_out": {split: list(clips.skipped) for split, clips in splits.items() if clips.skipped},
+        "notes": list(dict.fromkeys([*experiment.corpus.notes, *(n for c in splits.values() for n in c.notes)])),
+        "operating_frr": spec.frr,
+        "networks": {name: network.to_json() for name, network in networks.items()},
+    }
+
+
+def system_of(network: Network, name: str, quantization: Quantization, seed: int) -> ClipSystem:
+    """The system of a cell of the table."""
+    return ClipSystem(network, quantization.kind, seed, quantization.plan, name)
+
+
+def measure(
+    experiment: ClipExperiment, name: str, network: Network, quantization: Quantization, seed: int
+) -> dict[str, Any]:
+    """One network, quantization and seed."""
+    system = system_of(network, name, quantization, seed)
+    row: dict[str, Any] = {
+        "network": name,
+        "notation": network.notation,
+        "front": network.front.kind,
+        "quantization": quantization.name,
+        "kind": quantization.kind,
+        "seed": seed,
+        **experiment.accuracy(system, "test"),
+        "validation_accuracy": experiment.accuracy(system, "validation")["accuracy"],
+        **sizes(experiment, system),
+    }
+    if experiment.spec.task.keyword:
+        row |= experiment.point(system).as_row() | {"system": system.title}
+    if system.kind in INTEGER:
+        row |= experiment.equality(system)
+    return row
+
+
+def sizes(experiment: ClipExperiment, system: ClipSystem) -> dict[str, Any]:
+    """Weights, operations, bytes and mean widths of a system."""
+    counted = cost(system.network)
+    found = {
+        "weights": counted.weights,
+        "parameters": counted.parameters,
+        "macs_per_clip": counted.macs_per_clip,
+        "macs_per_second": counted.macs_per_second,
+    }
+    if system.kind in INTEGER:
+        return found | asdict(needs(experiment.program(system)))
+    return found | {
+        "flash_bytes": FLOAT_BYTES * counted.parameters,
+        "ram_streaming_bytes": FLOAT_BYTES * counted.peak_bytes_streaming,
+        "ram_whole_bytes": FLOAT_BYTES * counted.peak_bytes_whole,
+        "bits_per_weight": 32.0,
+        "bits_per_activation": 32.0,
+    }
+
+
+def summarise(
+    experiment: ClipExperiment,
+    networks: Mapping[str, Network],
+    quantizations: Sequence[Quantization],
+    rows: Sequence[Mapping[str, Any]],
+    known: dict[tuple, AccuracyDifference],
+) -> list[dict[str, Any]]:
+    """One entry per network and quantization over the seeds that are there, and whether it is on the front.
+
+    ``known``: differences by network, quantization and seeds; those that are missing are added.
+    """
+    table = []
+    for name, network in networks.items():
+        for quantization in quantizations:
+            mine = [r for r in rows if (r["network"], r["quantization"]) == (name, quantization.name)]
+            if not mine:
+                continue
+            entry = {key: mine[0][key] for key in ("network", "notation", "front", "quantization", "kind")}
+            entry |= {key: mine[0][key] for key in ("weights", "parameters", "macs_per_clip", "macs_per_second")}
+            entry["seeds"] = [r["seed"] for r in mine]
+            for figure in FIGURES:
+                values = [r[figure] for r in mine if r.get(figure) is not None]
+                if values:
+                    s = spread(values)
+                    entry[figure] = {"mean": s.mean, "lowest": s.least, "highest": s.largest}
+            n = mine[0]["n"]
+            low, high = wilson_interval(round(entry["accuracy"]["mean"] * n), n)
+            entry |= {"low": low, "high": high, "n": n}
+            entry |= {key: sum(r.get(key, 0) for r in mine) for key in ("compared", "different")}
+            if quantization != FLOAT:
+                key = (name, quantization.name, *entry["seeds"])
+                if key not in known:
+                    ours, theirs = (
+                        [experiment.correct(system_of(network, name, q, seed), "test") for seed in entry["seeds"]]
+                        for q in (quantization, FLOAT)
+                    )
+                    known[key] = accuracy_difference(np.stack(ours), np.stack(theirs))
+                difference = known[key]
+                entry["difference"] = asdict(difference) | {"outcome": difference.outcome}
+                entry["difference"]["per_seed"] = list(difference.per_seed)
+            table.append(entry)
+    on = set(front_of([(e["flash_bytes"]["mean"], e["validation_accuracy"]["mean"]) for e in table]))
+    for i, entry in enumerate(table):
+        entry["on_front"] = i in on
+    return table
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The table as Markdown, with its definitions and counts."""
+    s, summary = result["setup"], result["summary"]
+    keyword = "fdr" in summary[0]
+    counts = {split: sum(clips.values()) for split, clips in s["clips"].items()}
+    lines = [
+        f"# {s['task']}: accuracy against weights, operations and bytes",
+        "",
+        *([f"`{result['command']}`", ""] if result["command"] else []),
+        f"Profile {s['profile']}, seeds {', '.join(map(str, s['seeds']))}, steps "
+        + ", ".join(f"{name} {steps:,}" for name, steps in s["steps"].items())
+        + f". Clips: {counts['train']:,} train, {counts['validation']:,} validation, {counts['test']:,} test ("
+        + ", ".join(f"{count} {label}" for label, count in s["clips"]["test"].items())
+        + f"); one test clip is {100 / counts['test']:.2f}%.",
+        "",
+        "Accuracy on test, mean (lowest-highest) over seeds; interval: 95%, Wilson, of the mean on that many clips. "
+        "Difference: from the float network of the same seeds, paired by clip, 95% bootstrap over clips and seeds. "
+        "MACs of one clip, without the front end. FLASH and RAM (streaming) in kB of 1000 bytes, at their widths; of "
+        "float systems 4 bytes per parameter and value. Bits: mean per weight and per activation. Front: no other row has "
+        "fewer FLASH bytes and more accuracy on validation. Equal: values of all layers that the integer program and "
+        "training's emulation agree on.",
+        "",
+        "| network | quantization | accuracy | interval | difference | weights | MACs | FLASH kB | RAM kB | "
+        "bits w / a | " + ("FRR | FDR | " if keyword else "") + "front | equal |",
+        "|---" * (14 if keyword else 12) + "|",
+    ]
+    for row in summary:
+        difference = row.get("difference")
+        told = "-" if difference is None else _points(difference)
+        cells = [
+            row["network"],
+            row["quantization"],
+            spread_cell(row["accuracy"], True),
+            f"{100 * row['low']:.1f}-{100 * row['high']:.1f}%",
+            told,
+            f"{row['weights']:,}",
+            f"{row['macs_per_clip'] / 1e6:.2f} M",
+            f"{row['flash_bytes']['mean'] / 1000:.1f}",
+            f"{row['ram_streaming_bytes']['mean'] / 1000:.1f}",
+            f"{row['bits_per_weight']['mean']:.3g} / {row['bits_per_activation']['mean']:.3g}",
+        ]
+        if keyword:
+            cells += [spread_cell(row[name], True) if name in row else "-" for name in ("frr", "fdr")]
+        equal = f"{row['compared'] - row['different']:,} of {row['compared']:,}" if row["compared"] else "-"
+        lines.append("| " + " | ".join([*cells, "yes" if row["on_front"] else "", equal]) + " |")
+    lines += ["", "Networks:", ""]
+    lines += [f"- {name}: `{n['notation']}`" for name, n in s["networks"].items() if n["notation"]]
+    lines += ["", *(f"Note: {note}." for note in s["notes"])]
+    if s["left_out"]:
+        lost = {split: len(files) for split, files in s["left_out"].items()}
+        lines += ["", f"Files that could not be read: {lost}; the JSON lists them."]
+    if s["illustrative"]:
+        lines += ["", "Illustrative: short trainings, to show the path, not to rank methods."]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _points(difference: Mapping[str, Any]) -> str:
+    mean, low, high = (round(100 * difference[key], 1) + 0.0 for key in ("mean", "low", "high"))  # no -0.0
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
