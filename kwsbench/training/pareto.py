@@ -242,12 +242,12 @@ def markdown(result: Mapping[str, Any]) -> str:
         + ", ".join(f"{count} {label}" for label, count in s["clips"]["test"].items())
         + f"); one test clip is {100 / counts['test']:.2f}%.",
         "",
-        "Accuracy on test, mean (lowest-highest) over seeds; interval: 95%, Wilson, of the mean on that many clips. "
-        "Difference: from the float network of the same seeds, paired by clip, 95% bootstrap over clips and seeds. "
-        "MACs of one clip, without the front end. FLASH and RAM (streaming) in kB of 1000 bytes, at their widths; of "
-        "float systems 4 bytes per parameter and value. Bits: mean per weight and per activation. Front: no other row has "
-        "fewer FLASH bytes and more accuracy on validation. Equal: values of all layers that the integer program and "
-        "training's emulation agree on.",
+        "Accuracy on test, mean (lowest-highest) over seeds; interval: 95%, Wilson, of the mean on that many "
+        "clips. Difference: from the float network of the same seeds, paired by clip, 95% bootstrap over clips and "
+        "seeds. MACs of one clip, without the front end. FLASH and RAM (streaming) in kB of 1000 bytes, at their "
+        "widths; of float systems 4 bytes per parameter and value. Bits: mean per weight and per activation. "
+        "Front: no other row has fewer FLASH bytes and more accuracy on validation. Equal: values of all layers "
+        "that the integer program and training's emulation agree on.",
         "",
         "| network | quantization | accuracy | interval | difference | weights | MACs | FLASH kB | RAM kB | "
         "bits w / a | " + ("FRR | FDR | " if keyword else "") + "front | equal |",
