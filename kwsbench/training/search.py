@@ -51,7 +51,7 @@ from kwsbench.training.checkpoints import (
     training_tensors,
     write_tensors,
 )
-from kwsbench.training.loop import StageConfig, deferred_interrupt, learning_rate, make_optimizer, tell
+from kwsbench.training.loop import Sampler, StageConfig, deferred_interrupt, learning_rate, make_optimizer, tell
 from kwsbench.training.search_record import SearchRecord
 from kwsbench.training.supernet import Choices, CostTable, Space, Supernet, cost_table, most_probable
 
@@ -62,28 +62,30 @@ BACKWARD = 2  # passes forward that a pass backward costs
 Clips = tuple[np.ndarray, np.ndarray]  # x float32 [N, T, bins], labels int64 [N]
 
 
-class Batches(Protocol):
-    """What weights are trained on: batches that depend on (seed, step) alone (``training.clips.ClipSampler``)."""
+class Batches(Sampler, Protocol):
+    """What weights are trained on (``training.clips.ClipSampler``)."""
 
-    seed: int
     mean: np.ndarray
     std: np.ndarray
 
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clips ``[B, T, bins]`` and labels ``[B]``."""
+
+def check_held_out(clips: Clips | None) -> Clips:
+    """The clips. Raises ValueError where there are none."""
+    if clips is None or not len(clips[0]):
+        raise ValueError(
+            "a search needs validation data: clips that no weights were trained on decide it; give a corpus with a "
+            "validation split"
+        )
+    return clips
 
 
 class HeldOut:
     """Batches of clips that are not trained on, each without repetition, drawn by (seed, step)."""
 
     def __init__(self, clips: Clips | None, batch: int, seed: int, device: torch.device | str = "cpu"):
-        if clips is None or not len(clips[0]):
-            raise ValueError(
-                "a search needs validation data: its architecture is trained on clips that its weights never saw; give "
-                "a corpus with a validation split"
-            )
-        self.x = torch.from_numpy(np.asarray(clips[0], np.float32)).to(device)
-        self.labels = torch.from_numpy(np.asarray(clips[1], np.int64)).to(device)
+        x, labels = check_held_out(clips)
+        self.x = torch.from_numpy(np.asarray(x, np.float32)).to(device)
+        self.labels = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
         self.size, self.seed = min(batch, len(self.x)), seed
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:

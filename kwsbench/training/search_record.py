@@ -149,7 +149,7 @@ class Trial:
     """One network that a search tried.
 
     ``bits``: widths by part of the network, empty in float. ``steps`` 0: it was not trained, because it breaks a limit
-    (``excess``: by what factor, at most).
+    (``excess`` above 1: by what factor, at most) or is one of the trials before it.
     """
 
     number: int
@@ -164,10 +164,19 @@ class Trial:
     excess: float = 1.0
     spent_macs: float = 0.0
     spent_clips: int = 0
+    failure: str = ""  # why its training ended without a model
 
     @property
     def trained(self) -> bool:
         return self.accuracy is not None
+
+
+def trial_of(values: dict[str, Any]) -> Trial:
+    """A trial from its JSON values. Raises ValueError for something else."""
+    try:
+        return Trial(**values)
+    except TypeError as error:
+        raise ValueError(f"this is no trial of a search: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -212,29 +221,31 @@ class Trials:
     def from_json(values: dict[str, Any]) -> Trials:
         """What :meth:`to_json` gave. Raises ValueError for something else."""
         try:
-            return Trials(values["strategy"], tuple(Trial(**t) for t in values["trials"]), values["settings"])
+            return Trials(values["strategy"], tuple(trial_of(t) for t in values["trials"]), values["settings"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"these are no trials of a search: {error!r}") from None
 
 
-def comparison_rows(record: SearchRecord, others: Sequence[Trials]) -> list[dict[str, Any]]:
+def comparison_rows(record: SearchRecord | None, others: Sequence[Trials]) -> list[dict[str, Any]]:
     """One row per strategy: what it found and what it spent."""
-    rows = [
-        {
-            "strategy": "differentiable",
-            "notation": record.notation,
-            "networks_trained": 0,
-            "validation_accuracy": None,  # of shared weights: not comparable with trained networks
-            "macs_spent": record.macs,
-            "clips": int(record.curves["clips"][-1]),
-        }
-    ]
+    rows: list[dict[str, Any]] = []
+    if record is not None:
+        rows.append(
+            {
+                "strategy": "differentiable",
+                "notation": record.notation,
+                "networks_trained": 0,
+                "validation_accuracy": None,  # of shared weights: not comparable with trained networks
+                "macs_spent": record.macs,
+                "clips": int(record.curves["clips"][-1]),
+            }
+        )
     for trials in others:
         rows.append(
             {
                 "strategy": trials.strategy,
                 "notation": trials.best.notation,
-                "networks_trained": sum(t.trained for t in trials.trials),
+                "networks_trained": sum(t.steps > 0 for t in trials.trials),
                 "validation_accuracy": trials.best.accuracy,
                 "macs_spent": trials.macs,
                 "clips": sum(t.spent_clips for t in trials.trials),
