@@ -59,7 +59,7 @@ def draw_convolutional(
             other = outputs[source]
             s_source = operations[source].output_scale  # type: ignore[union-attr]
             low, high = activation_range(a_bits, min(x.min(), other.min()) >= 0)
-            s_y = SPREAD * float(np.std(x * scale + other * s_source)) / max(high, 1) + 1e-9
+            s_y = SPREAD * _size(x * scale + other * s_source) / max(high, 1)
             k = add_constants(scale, s_source, s_y)
             constants = k.multiplier, k.source_multiplier, k.shift
             operation = Add(layer.name, source, *constants, low, high, a_bits, s_y)
@@ -70,7 +70,7 @@ def draw_convolutional(
             sums = reference.frequency_sums(np.concatenate([past, x]))
             windows = np.lib.stride_tricks.sliding_window_view(sums, layer.frames, axis=0)
             means = windows.mean(axis=-1) / x.shape[1]
-            s_y = scale * float(np.sqrt(np.mean(means**2))) / max(high, 1) + 1e-9
+            s_y = scale * _size(means) / max(high, 1)
             pair = pool_constants(scale, s_y, layer.frames, x.shape[1])
             operation = Pool(layer.name, layer.frames, *pair, low, high, a_bits, s_y, rounding)
             x = reference.pool(sums, operation)
@@ -127,6 +127,11 @@ def _conv(
         shift=shift.astype(np.int32),
         proof=prove(codes, bias, peak),
     )
+
+
+def _size(values: np.ndarray) -> float:
+    """Root of the mean square; 1 where nothing but zero came out."""
+    return float(np.sqrt(np.mean(np.square(values)))) or 1.0
 
 
 def _width(bits: int | Mapping[str, int], name: str) -> int:

@@ -131,6 +131,48 @@ def test_whole_programs_equal_c(c, call, name, grid, bits, rounding):
     assert len(np.unique(outputs[-1])) > 2
 
 
+@st.composite
+def networks(draw):
+    """Any layers in any order: strides and kernels of all sizes, additions of everything that fits."""
+    raw = draw(st.booleans())
+    shape, rate, stack, seen = (1 if raw else draw(st.integers(1, 8)), 1), 1, [], []
+    front = Front("raw") if raw else Front("lfbe", shape[0], 400, 160)
+    for i in range(draw(st.integers(1, 7))):
+        fits = [name for name, other in seen if other == (shape, rate)]
+        if fits and draw(st.booleans()):
+            stack.append(layers.Add(f"l{i}", draw(st.sampled_from(fits))))
+        else:
+            frequencies, channels = shape
+            padding = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+            kernel = draw(st.integers(1, 5)), draw(st.integers(1, frequencies + sum(padding)))
+            stride = draw(st.integers(1, min(kernel[0], 2 if rate < 8 else 1))), draw(st.integers(1, 3))
+            depthwise = draw(st.booleans())
+            outputs = channels if depthwise else draw(st.integers(1, 6))
+            form = kernel, stride, padding, depthwise, draw(st.booleans())
+            stack.append(layers.Conv(f"l{i}", channels, outputs, *form))
+            shape = (frequencies + sum(padding) - kernel[1]) // stride[1] + 1, outputs
+            rate *= stride[0]
+        seen.append((f"l{i}", (shape, rate)))
+    ends = layers.Pool("mean", draw(st.integers(1, 9))), Output("out", shape[1], 3)
+    return Network(front, LABELS, (*stack, *ends))
+
+
+@given(network=networks(), data=st.data())
+@settings(max_examples=25)
+def test_any_network_equals_c_whole_and_in_two_pieces(c, call, network, data):
+    bits = {layer.name: data.draw(st.integers(1, 8)) for layer in network.layers}
+    widths = {layer.name: data.draw(st.integers(1, 8)) for layer in network.layers}
+    program = draw_convolutional(network, weight_bits=bits, activation_bits=widths, frames=96)
+    x = recording(program, data.draw(st.integers(0, 60)))
+    outputs = in_c(c, call, program, run.quantize(program, x))
+    cut = data.draw(st.integers(0, len(x)))
+    for backend in run.BACKENDS:
+        assert all(map(np.array_equal, run.trace(program, x, backend), outputs))
+        first, state = run.step(program, x[:cut], run.fresh(program), backend)
+        second, _ = run.step(program, x[cut:], state, backend)
+        assert np.array_equal(np.concatenate([first, second]), outputs[-1])
+
+
 def test_constants_equal_c(c, call):
     rng = np.random.default_rng(5)
     scales = 2.0 ** rng.uniform(-9, 5, (3000, 3))
