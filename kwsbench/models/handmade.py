@@ -66,9 +66,13 @@ class SubSpectralNorm(nn.Module):
         self.norm = BatchNorm(channels * SUB_BANDS)
 
     def forward(self, a: torch.Tensor) -> torch.Tensor:
+        # Behind a permutation channels are last in memory; batchnorm then has one of its own per band and channel.
         b, c, t, f = a.shape
-        banded = a.reshape(b, c, t, SUB_BANDS, f // SUB_BANDS).transpose(2, 3).reshape(b, c * SUB_BANDS, t, -1)
-        return self.norm(banded).reshape(b, c, SUB_BANDS, t, -1).transpose(2, 3).reshape(b, c, t, f)
+        banded = a.permute(0, 2, 3, 1).reshape(b, t, SUB_BANDS, f // SUB_BANDS, c).transpose(2, 3)
+        banded = self.norm(banded.reshape(b, t, f // SUB_BANDS, -1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return (
+            banded.reshape(b, t, f // SUB_BANDS, SUB_BANDS, c).transpose(2, 3).reshape(b, t, f, c).permute(0, 3, 1, 2)
+        )
 
 
 class BroadcastBlock(nn.Module):
@@ -191,6 +195,7 @@ class BCResNet(nn.Module):
 
     def _before_pool(self, x: torch.Tensor, recall: Recall) -> torch.Tensor:
         x = F.relu(self.stem_norm(F.conv2d(recall("stem", x), self.stem, stride=(1, 2), padding=(0, 2))))
+        x = x.contiguous(memory_format=torch.channels_last)  # depthwise convolutions are faster so
         for number, block in enumerate(self.blocks):
             x = block(x, lambda new, number=number: recall(f"block{number}", new))
         x = F.conv2d(recall("last", x), self.last, groups=len(self.last))
