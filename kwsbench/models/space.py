@@ -341,7 +341,7 @@ class Cost:
         peak_bytes_streaming: the same when each input frame runs through all layers: what layers remember, and the
             frames at hand.
 
-    Bytes: 8 bits per activation, 16 per raw sample; other widths: ``resources``.
+    Bytes: 8 bits per activation, 16 per raw sample; programs of other widths: ``resources/convolutional.py``.
     """
 
     weights: int
@@ -404,7 +404,12 @@ def _peak_bytes(network: Network, values: dict[str, int]) -> int:
 def _remembered_bytes(network: Network) -> int:
     found, before, total = shapes(network, SAMPLE_RATE), "input", 0
     for layer in network.layers:
-        total += (window_frames(layer)[0] - 1) * math.prod(found[before][1:]) * _bytes_of(network, before)
+        _, bins, channels = found[before]
+        if isinstance(layer, Pool) and bins > 1:
+            # A pool keeps sums over frequency, of two bytes.
+            total += (layer.frames - 1) * channels * 2
+        else:
+            total += (window_frames(layer)[0] - 1) * bins * channels * _bytes_of(network, before)
         before = layer.name
     return total
 
