@@ -8,6 +8,7 @@ base 2, from which a power of two comes back exactly.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -16,8 +17,10 @@ from torch import nn
 from kwsbench.arithmetic.fixedpoint import round_half_up
 from kwsbench.arithmetic.residual import activation_range, relu6_range
 from kwsbench.quantizers import fused
+from kwsbench.quantizers.gradients import fenced
 
 RELU6 = 6.0
+LOG2_STEP_END = 30.0
 SAMPLED = 2**14  # values that decide a range, spread over all
 STEPS_TRIED = 48
 
@@ -78,7 +81,7 @@ class LinearActivation(ActivationQuantizer):
 
     def step(self) -> torch.Tensor:
         # A step beyond 6 would leave a ReLU6 nothing but zero.
-        return torch.exp2(self.log2_step.clamp(max=2.5) if self.relu else self.log2_step)
+        return torch.exp2(fenced(self.log2_step, -LOG2_STEP_END, math.log2(RELU6) if self.relu else LOG2_STEP_END))
 
     def limits(self) -> tuple[int, int]:
         low, high = int(self.lowest), int(self.highest)

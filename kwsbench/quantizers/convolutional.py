@@ -272,7 +272,9 @@ class QuantizedConvNet(QuantizedModel):
             magnitude = ((x - self.mean) * self.inverse_std).abs().flatten()
             rank = max(1, int(input_percentile / 100 * magnitude.numel()))
             self.input_scale.fill_(float(magnitude.kthvalue(rank).values.clamp_min(1e-3)) / 127)
-        last_frame(self.network, _Calibrating(self), self.normalise(x))
+        training = self.training
+        last_frame(self.network, _Calibrating(self.eval()), self.normalise(x))
+        self.train(training)
 
     def anneal(self, step: int, steps: int, every: int = 1) -> None:
         """Told before each training step of ``steps``; ``every`` = T: the weights of stage 1 are quantized at each T-th
