@@ -312,6 +312,111 @@ def recognise_command(
     print(markdown(run_table(recognition, chosen, run_seeds, widths, out, command)))
 
 
+@app.command("search")
+def search_command(
+    data: Annotated[str, typer.Option(help="corpus folder; without it the embedded corpus")] = "",
+    task: Annotated[
+        str,
+        typer.Option(
+            help="twelve, words with commas between, or one keyword; if empty, twelve with --data and computer without",
+            autocompletion=completion.clip_tasks,
+        ),
+    ] = "",
+    profile: Annotated[
+        str, typer.Option(help="tiny, smoke, default or full", autocompletion=completion.clip_profiles)
+    ] = "default",
+    strategies: Annotated[
+        str, typer.Option(help="comma-separated", autocompletion=completion.strategies)
+    ] = "proxyless,random,optuna",
+    front: Annotated[
+        str, typer.Option(help="mfcc10 to mfcc40, lfbe10 to lfbe80, raw, sinc", autocompletion=completion.fronts)
+    ] = "mfcc10",
+    target: Annotated[
+        float, typer.Option(min=0, help="operations per clip, in millions; 0: the profile's own choice")
+    ] = 0.0,
+    seeds: Annotated[str, typer.Option(help="comma-separated")] = "0",
+    root: Annotated[Path, typer.Option(help="where clips, features and searches are kept")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="folder that receives search.json and search.md")] = Path("reports/search"),
+    workers: Annotated[int, typer.Option(help="voices synthesized at once")] = 2,
+) -> None:
+    """Search a network: differentiably, and at equal cost at random and by Optuna (network and bits together).
+
+    What is found is printed as a notation, for `kwsbench pareto --network`. Resumable: the same command goes on.
+
+    Example: kwsbench search --profile smoke
+
+    Example: kwsbench search --data data/speech_commands_v0.02 --task twelve --front raw --target 13.6 --profile full
+    """
+    from kwsbench.files import check_writable
+    from kwsbench.training.clip_experiment import open_clips
+    from kwsbench.training.clip_search import SEARCHES, STRATEGIES, ClipSearch, markdown, run_search
+
+    chosen, run_seeds = _names(strategies), _seeds(seeds)
+    if not chosen or not set(chosen) <= set(STRATEGIES):
+        raise ValueError(f"--strategies takes some of {', '.join(STRATEGIES)}, got {strategies!r}")
+    check_writable(out)
+    experiment = open_clips(root, data, task, profile, workers=workers)
+    searches = [ClipSearch(experiment, SEARCHES[profile], front, target * 1e6, seed) for seed in run_seeds or [0]]
+    command = (
+        f"kwsbench search{_clip_options(data, experiment.spec.task.name, profile)} --strategies {','.join(chosen)}"
+    )
+    command += (
+        f" --front {front} --target {searches[0].target_macs / 1e6:g} --seeds {','.join(map(str, run_seeds or [0]))}"
+    )
+    print(markdown(run_search(searches, chosen, out, command)))
+
+
+@app.command("pareto")
+def pareto_command(
+    data: Annotated[str, typer.Option(help="corpus folder; without it the embedded corpus")] = "",
+    task: Annotated[
+        str,
+        typer.Option(
+            help="twelve, words with commas between, or one keyword; if empty, twelve with --data and computer without",
+            autocompletion=completion.clip_tasks,
+        ),
+    ] = "",
+    profile: Annotated[
+        str, typer.Option(help="tiny, smoke, default or full", autocompletion=completion.clip_profiles)
+    ] = "default",
+    network: Annotated[
+        list[str] | None, typer.Option(help="notation of a network, as `kwsbench search` prints it; repeat for several")
+    ] = None,
+    menu: Annotated[
+        str, typer.Option(help="comma-separated networks beside those, like MFCC,raw,DS-CNN; the profile's if empty")
+    ] = "",
+    bits: Annotated[str, typer.Option(help="comma-separated fixed widths; the profile's own if empty")] = "",
+    seeds: Annotated[str, typer.Option(help="comma-separated; the profile's own if empty")] = "",
+    root: Annotated[Path, typer.Option(help="where clips, features and models are kept")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="folder that receives pareto.json and pareto.md")] = Path("reports/pareto"),
+    workers: Annotated[int, typer.Option(help="voices synthesized at once")] = 2,
+) -> None:
+    """Accuracy against weights, operations and bytes: networks in float, at fixed widths and at widths that they learn.
+
+    Trains what is not under --root yet; a killed command goes on where it was.
+
+    Example: kwsbench pareto --profile smoke --menu MFCC,raw
+
+    Example: kwsbench pareto --data data/speech_commands_v0.02 --network "raw w40 7e2s 7e2 7e2 5e1 h72" --profile full
+    """
+    from kwsbench.arithmetic.codebook import check_bits
+    from kwsbench.files import check_writable
+    from kwsbench.training.clip_experiment import open_clips
+    from kwsbench.training.pareto import markdown, networks_of, quantizations_of, run_pareto
+
+    widths = [check_bits(b) for b in _integers(bits, "--bits")] if bits else []
+    given_seeds, notations = _seeds(seeds), network or []
+    networks_of(profile, ("a", "b"), notations, _names(menu))  # a mistyped one is refused before any work
+    check_writable(out)
+    experiment = open_clips(root, data, task, profile, workers=workers)
+    networks = networks_of(profile, experiment.spec.task.labels, notations, _names(menu))
+    run_seeds = given_seeds or list(experiment.spec.profile.seeds)
+    command = f"kwsbench pareto{_clip_options(data, experiment.spec.task.name, profile)}"
+    command += "".join(f' --network "{text}"' for text in notations) + (f" --menu {menu}" if menu else "")
+    command += (f" --bits {bits}" if bits else "") + f" --seeds {','.join(map(str, run_seeds))}"
+    print(markdown(run_pareto(experiment, networks, quantizations_of(profile, widths), run_seeds, out, command)))
+
+
 @app.command("doctor")
 def doctor_command(
     root: Annotated[Path, typer.Option(help="the folder of results, looked at for room, writing and locks")] = Path(
@@ -500,6 +605,10 @@ def train_command(
     job = Job(str(root), System(kind, seed, weights), data, keyword, profile)
     train_job(job)
     print(f"{job.system.label}, seed {seed}: trained, under {root}")
+
+
+def _clip_options(data: str, task: str, profile: str) -> str:
+    return (" --data <corpus>" if data else "") + f" --task {task} --profile {profile}"
 
 
 def _seeds(text: str) -> list[int]:

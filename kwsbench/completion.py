@@ -19,6 +19,9 @@ BATCHNORM = ("unfolded", "folded")
 KINDS = ("float", "control", "stage_one", "stage_two", "post_training")
 TASKS = ("commands", "sentences", "librispeech")
 ENCODERS = ("lstm", "conformer")
+CLIP_PROFILES = ("tiny", "smoke", "default", "full")
+STRATEGIES = ("proxyless", "random", "optuna")
+FRONTS = ("mfcc10", "mfcc20", "lfbe40", "raw", "sinc")
 STATES = ("passed", "failed", "timed out", "interrupted", "running")
 MANIFEST_ROWS = 100_000  # read at most, so that an answer takes no longer than a blink
 
@@ -45,8 +48,27 @@ def tasks(incomplete: str) -> list[str]:
 
 def encoders(incomplete: str) -> list[str]:
     """Encoders, after those that the word already lists."""
-    done, comma, last = incomplete.rpartition(",")
-    return [f"{done}{comma}{name}" for name in _starting(ENCODERS, last) if name not in done.split(",")]
+    return _listing(ENCODERS, incomplete)
+
+
+def clip_profiles(incomplete: str) -> list[str]:
+    """Names of profiles of networks on clips."""
+    return _starting(CLIP_PROFILES, incomplete)
+
+
+def strategies(incomplete: str) -> list[str]:
+    """Strategies of search, after those that the word already lists."""
+    return _listing(STRATEGIES, incomplete)
+
+
+def fronts(incomplete: str) -> list[str]:
+    """Front ends that a search may start from; others are written likewise."""
+    return _starting(FRONTS, incomplete)
+
+
+def clip_tasks(ctx: Any, incomplete: str) -> list[str]:
+    """Twelve classes, or a word of the corpus."""
+    return [*_starting(("twelve",), incomplete), *keywords(ctx, incomplete)]
 
 
 def states(incomplete: str) -> list[str]:
@@ -97,6 +119,11 @@ def sweeps(incomplete: str) -> list[str]:
 
 def _starting(names: Any, incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
+
+
+def _listing(names: tuple[str, ...], incomplete: str) -> list[str]:
+    done, comma, last = incomplete.rpartition(",")
+    return [f"{done}{comma}{name}" for name in _starting(names, last) if name not in done.split(",")]
 
 
 def _files(incomplete: str, ending: str, usual: str) -> list[str]:

@@ -11,9 +11,11 @@ import pytest
 
 from kwsbench import completion
 from kwsbench.data.synth import RECIPES
+from kwsbench.models.space import front_of
 from kwsbench.quantizers import QUANTIZERS
 from kwsbench.quantizers.attach import BATCHNORM_FORMS
 from kwsbench.reports.status import STATES
+from kwsbench.training import clip_experiment, clip_search
 from kwsbench.training.experiment import KINDS, PROFILES
 from kwsbench.training.recognition import ENCODERS, TASKS
 
@@ -52,6 +54,16 @@ def test_the_fixed_lists_are_those_of_the_tables():
     assert completion.KINDS == KINDS
     assert (completion.TASKS, completion.ENCODERS) == (TASKS, ENCODERS)
     assert set(completion.STATES) == set(STATES)
+    assert set(completion.CLIP_PROFILES) == set(clip_experiment.PROFILES) == set(clip_search.SEARCHES)
+    assert completion.STRATEGIES == clip_search.STRATEGIES
+    assert all(front_of(front) for front in completion.FRONTS)
+
+
+def test_searches_and_tables_are_completed(tmp_path):
+    assert offered("kwsbench search --strategies proxyless,r", tmp_path) == ["proxyless,random"]
+    assert offered("kwsbench search --front mfcc1", tmp_path) == ["mfcc10"]
+    assert offered("kwsbench pareto --profile ti", tmp_path) == ["tiny"]
+    assert "twelve" in offered("kwsbench pareto --task tw", tmp_path)
 
 
 def test_commands_are_offered(tmp_path):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from kwsbench.data.clips import ClipSet, ClipTask, check_task, clip_task, set_hash, synthetic_recipe, task_clips
-from kwsbench.data.corpora import Corpus, open_corpus
+from kwsbench.data.corpora import SPLITS, Corpus, open_corpus
 from kwsbench.data.synth import synthesize
 from kwsbench.files import check_writable, write_json
 from kwsbench.integer import convolution_run
@@ -33,8 +33,10 @@ from kwsbench.metrics.det import OperatingPoint, det_curve, evaluate, operating_
 from kwsbench.metrics.events import DetectorConfig
 from kwsbench.metrics.scores import Scores, keyword_scores, read_npz, write_npz
 from kwsbench.models.convolutional import ConvNet
+from kwsbench.models.handmade import BCResNet
 from kwsbench.models.layers import Front, Network
 from kwsbench.quantizers.convolutional import ConvPlan, QuantizedConvNet
+from kwsbench.quantizers.learned import LEARNERS, LearnedConvNet, budget_of_mean_bits
 from kwsbench.training.artifacts import kept, usable_checkpoint
 from kwsbench.training.checkpoints import CheckpointError, OtherModelError, read_tensors, write_tensors
 from kwsbench.training.clips import ClipSampler, ClipSampling, ClipStage
@@ -51,7 +53,7 @@ EQUALITY_CLIPS = 128  # whose every layer is compared, spread over the test set
 EVALUATION_BATCH = 64
 WIDTHS = "widths.npz"  # in the folder of a stage 1
 
-Model = ConvNet | QuantizedConvNet
+Model = ConvNet | BCResNet | QuantizedConvNet
 History = dict[str, list[float]]
 
 
@@ -111,13 +113,52 @@ class ClipSpec:
 
 
 @dataclass(frozen=True)
+class LearnedPlan:
+    """Widths that stage 1 learns (``learner``: "width" or "diffq"), all from ``start_bits`` on, under a budget of so
+    many bits per weight and per value of activations in the mean; None: no budget."""
+
+    learner: str
+    weight_bits: float | None
+    activation_bits: float | None
+    start_bits: int = 8
+    force: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.learner not in LEARNERS:
+            raise ValueError(f"unknown learner {self.learner!r}; choose one of {sorted(LEARNERS)}")
+
+    def model(self, net: ConvNet) -> LearnedConvNet:
+        """The network under this plan. Raises ValueError for a budget that no widths meet (the least is named)."""
+        budget = budget_of_mean_bits(net.network, self.weight_bits, self.activation_bits, self.force)
+        return LearnedConvNet(net, self.learner, budget, self.start_bits)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for identities."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class BroadcastNetwork:
+    """BC-ResNet of ``models/handmade.py``, in float only: what stands for a :class:`Network` of it."""
+
+    labels: tuple[str, ...]
+    width: int = 8
+    notation = ""
+    front = BCResNet.front
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as those of a network."""
+        return {"front": vars(self.front), "labels": list(self.labels), "bc_resnet": self.width, "notation": ""}
+
+
+@dataclass(frozen=True)
 class ClipSystem:
     """One model of the comparison. ``name`` is the network's in tables and changes nothing."""
 
-    network: Network
+    network: Network | BroadcastNetwork
     kind: str
     seed: int = 0
-    plan: ConvPlan | None = None
+    plan: ConvPlan | LearnedPlan | None = None
     name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -125,13 +166,17 @@ class ClipSystem:
             raise ValueError(f"unknown system {self.kind!r}; choose one of {KINDS}")
         if (self.plan is None) != (self.kind not in QUANTIZED):
             raise ValueError(f"a {self.kind} system {'needs a' if self.plan is None else 'has no'} plan of widths")
-        if self.plan is not None and self.plan.arithmetic != "float":
+        if self.plan is not None and not isinstance(self.network, Network):
+            raise ValueError(f"{self.title} is there in float only")
+        if isinstance(self.plan, ConvPlan) and self.plan.arithmetic != "float":
             raise ValueError("a system's plan is that of stage 1; stage 2 makes it exact by itself")
+        if isinstance(self.plan, LearnedPlan) and self.kind == "post_training":
+            raise ValueError("widths are learned in training: a post_training system has a plan of whole ones")
 
     @property
     def title(self) -> str:
         """The network's name."""
-        return self.name or self.network.notation or f"{len(self.network.layers)} layers"
+        return self.name or self.network.notation or "a network"
 
 
 def open_clips(
@@ -175,7 +220,7 @@ class ClipExperiment:
     device: str = "auto"
     _sets: dict[str, ClipSet] = field(default_factory=dict)
     _models: dict[ClipSystem, Model] = field(default_factory=dict)
-    _samplers: dict[tuple[Front, int, str], ClipSampler] = field(default_factory=dict)
+    _samplers: dict[Front, ClipSampler] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.root = Path(self.root)
@@ -201,35 +246,24 @@ class ClipExperiment:
         """What the training clips are made of."""
         return set_hash(self.corpus, self.spec.task, "train")
 
-    def sampler(self, front: Front, seed: int, split: str = "train") -> ClipSampler:
-        """Batches of a split as a front end hears them; features of one seed serve every other."""
-        key = (front, seed, split)
-        if key not in self._samplers:
-            # Each holds the features of its rounds; seeds and front ends are worked on one after the other.
-            for other in [k for k in self._samplers if k[0] != front]:
-                del self._samplers[other]
-            sets = {s: self.clips(s) for s in ("train", "validation", "test")}
-            like = next((s for (f, _, p), s in self._samplers.items() if (f, p) == (front, split)), None)
-            self._samplers[key] = (
-                ClipSampler(
-                    sets,
-                    front,
-                    self.spec.profile.sampling,
-                    seed,
-                    self.root / "clips",
-                    self.device,
-                    self.progress,
-                    split,
-                )
-                if like is None
-                else like.with_seed(seed)
+    def sampler(self, front: Front, seed: int) -> ClipSampler:
+        """Training batches as a front end hears them."""
+        if front not in self._samplers:
+            self._samplers.clear()  # each holds the features of its rounds; front ends take their turns
+            sets = {split: self.clips(split) for split in SPLITS}
+            self._samplers[front] = ClipSampler(
+                sets, front, self.spec.profile.sampling, seed, self.root / "clips", self.device, self.progress
             )
-        return self._samplers[key]
+        return self._samplers[front].with_seed(seed)
 
     # ---------------------------------------------------------------- models
 
     def model(self, system: ClipSystem) -> Model:
-        """The trained (or post-training quantized) model, from disk if it was made before."""
+        """The trained (or post-training quantized) model, from disk if it was made before.
+
+        Raises:
+            CollapsedWidth: a learned width came down to nothing (the tensor is named).
+        """
         if system not in self._models:
             self._models[system] = kept(
                 self.folder(system) / "model.safetensors",
@@ -279,9 +313,10 @@ class ClipExperiment:
         network = json.loads(json.dumps(system.network.to_json()))
         if header.get("network") != network:
             raise OtherModelError(f"{file} holds another network than {system.title}")
-        net = ConvNet(system.network, system.seed)
-        plan = header["plan"]
-        model: Model = net if plan is None else QuantizedConvNet(net, ConvPlan.from_json(plan))
+        model = _built(system)
+        if header["plan"] is not None:
+            assert isinstance(model, ConvNet)
+            model = QuantizedConvNet(model, ConvPlan.from_json(header["plan"]))
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
@@ -291,7 +326,7 @@ class ClipExperiment:
     def _make(self, system: ClipSystem, checkpoint: Path) -> tuple[Model, History, WidthRecord | None]:
         p, sampler = self.spec.profile, self.sampler(system.network.front, system.seed)
         if system.kind == "float":
-            net = ConvNet(system.network, system.seed)
+            net = _built(system)
             net.set_normalisation(sampler.mean, sampler.std)
             net.to(self.device)
             return net, train(net, sampler, p.float_stage, checkpoint, self.progress), None
@@ -303,14 +338,16 @@ class ClipExperiment:
             start.replan(start.plan.exact())
             return start, train(start, sampler, p.stage_two, checkpoint, self.progress), None
         assert isinstance(start, ConvNet) and system.plan is not None
-        model = QuantizedConvNet(start, system.plan).to(self.device)
-        model.calibrate(torch.cat([sampler.batch(i)[0] for i in range(CALIBRATION_BATCHES)]))
+        plan, clips = system.plan, torch.cat([sampler.batch(i)[0] for i in range(CALIBRATION_BATCHES)])
+        model = plan.model(start) if isinstance(plan, LearnedPlan) else QuantizedConvNet(start, plan)
+        model.to(self.device).calibrate(clips)
         if system.kind == "post_training":
-            model.replan(system.plan.exact())
+            model.replan(model.plan.exact())
             return model, {"step": [], "loss": [], "error": []}, None
-        watch = WidthWatch(model.widths, model.penalty, p.stage_one.steps)
+        widths = model.soft_widths if isinstance(model, LearnedConvNet) else model.widths
+        watch = WidthWatch(widths, model.penalty, p.stage_one.steps)
         history = train(model, sampler, p.stage_one, checkpoint, self.progress, watch)
-        return model, history, watch.record()
+        return (model.freeze(clips) if isinstance(model, LearnedConvNet) else model), history, watch.record()
 
     def parent(self, system: ClipSystem) -> ClipSystem:
         """The system that this one starts from."""
@@ -432,6 +469,13 @@ class ClipExperiment:
             compared, different = (sum(c[i] for c in counts) for i in (0, 1))
             write_json(file, {"clips": len(rows), "compared": compared, "different": different})
         return json.loads(file.read_text())
+
+
+def _built(system: ClipSystem) -> ConvNet | BCResNet:
+    network = system.network
+    if isinstance(network, Network):
+        return ConvNet(network, system.seed)
+    return BCResNet(network.labels, system.seed, network.width)
 
 
 @torch.no_grad()

@@ -73,8 +73,7 @@ class ClipSampling:
 class ClipSampler:
     """What :func:`~kwsbench.training.loop.train` draws its batches from.
 
-    ``split``: whose clips are drawn (a search trains its architecture on validation). ``mean``, ``std`` ``[bins]``: of
-    the training features in round 0; 0 and 1 of raw audio.
+    ``mean``, ``std`` ``[bins]``: of the training features in round 0; 0 and 1 of raw audio.
     """
 
     def __init__(
@@ -86,20 +85,18 @@ class ClipSampler:
         cache_dir: str | Path | None = None,
         device: str = "cpu",
         progress: bool = False,
-        split: str = "train",
     ):
         self.sets, self.front, self.config, self.seed = sets, front, config, seed
         self.cache_dir, self.device, self.progress = cache_dir, device, progress
         self.hard = np.zeros(0, np.int64)  # the loop's pool of hard negatives: clips have none
-        self.split, drawn = split, sets[split]
-        self.labels = drawn.labels
-        self.shares = _shares(drawn, config.positive_share)
-        self.rows = [np.flatnonzero(drawn.labels == c) for c in range(len(self.shares))]
-        self.rounds = [] if front.kind == "raw" else [self._features(split, r) for r in range(config.rounds)]
+        train = sets["train"]
+        self.labels = train.labels
+        self.shares = _shares(train, config.positive_share)
+        self.rows = [np.flatnonzero(train.labels == c) for c in range(len(self.shares))]
+        self.rounds = [] if front.kind == "raw" else [self._features("train", r) for r in range(config.rounds)]
         self.mean, self.std = np.zeros(1, np.float32), np.ones(1, np.float32)
         if self.rounds:
-            first = self.rounds[0] if split == "train" else self._features("train", 0)
-            frames = first.reshape(-1, front.bins)
+            frames = self.rounds[0].reshape(-1, front.bins)
             self.mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)
             self.std = np.maximum(frames.std(axis=0, dtype=np.float64), 1e-3).astype(np.float32)
 
@@ -118,7 +115,7 @@ class ClipSampler:
         if self.rounds:
             x = np.stack([self.rounds[r][row] for r, row in zip(rounds, rows)])
         else:
-            x = heard(self.front, augment(self.sets[self.split], rows, rounds, AUGMENT_SEED, self.config.augmentation))
+            x = heard(self.front, augment(self.sets["train"], rows, rounds, AUGMENT_SEED, self.config.augmentation))
         return torch.from_numpy(x).to(self.device), torch.from_numpy(self.labels[rows]).to(self.device)
 
     def evaluation(self, split: str) -> tuple[np.ndarray, np.ndarray]:

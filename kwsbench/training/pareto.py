@@ -25,13 +25,17 @@ from kwsbench.files import write_json, write_text
 from kwsbench.metrics.compare import spread, wilson_interval
 from kwsbench.metrics.paired import AccuracyDifference, accuracy_difference
 from kwsbench.metrics.pareto import front_of
+from kwsbench.models.handmade import BCResNet, ds_cnn, feedforward
 from kwsbench.models.layers import Network
 from kwsbench.models.space import cost, network_of
 from kwsbench.quantizers.attach import WeightPlan
 from kwsbench.quantizers.convolutional import ConvPlan
+from kwsbench.quantizers.learned import CollapsedWidth
 from kwsbench.resources.convolutional import needs
-from kwsbench.training.clip_experiment import INTEGER, ClipExperiment, ClipSystem
+from kwsbench.training.clip_experiment import INTEGER, BroadcastNetwork, ClipExperiment, ClipSystem, LearnedPlan
 from kwsbench.training.result import spread_cell
+
+AnyNetwork = Network | BroadcastNetwork
 
 FLOAT_BYTES = 4
 FIXED_METHOD = "lsq"
@@ -45,7 +49,7 @@ class Quantization:
 
     name: str
     kind: str
-    plan: ConvPlan | None = None
+    plan: ConvPlan | LearnedPlan | None = None
 
 
 def fixed(bits: int, method: str = FIXED_METHOD) -> Quantization:
@@ -53,11 +57,20 @@ def fixed(bits: int, method: str = FIXED_METHOD) -> Quantization:
     return Quantization(f"{bits} bits", "stage_two", ConvPlan(WeightPlan(method, check_bits(bits)), bits))
 
 
+def learned(learner: str, bits: float) -> Quantization:
+    """Widths learned in stage 1 under a budget of ``bits`` per weight and per value of activations."""
+    name = {"width": "trained width", "diffq": "DiffQ"}[learner]
+    return Quantization(f"{name}, {bits:g} bits", "stage_two", LearnedPlan(learner, bits, bits))
+
+
 FLOAT = Quantization("float", "float")
 CONTROL = Quantization("float, equal steps", "control")
 UNTRAINED = Quantization("8 bits, not trained", "post_training", ConvPlan(WeightPlan("linear", 8), 8))
 
-BITS = {"tiny": (4,), "smoke": (8, 2), "default": (8, 4, 2), "full": (8, 4, 2, 1)}
+BITS = {"tiny": (4,), "smoke": (8, 3, 2), "default": (8, 4, 3, 2), "full": (8, 4, 3, 2, 1)}
+# Mean bits that the learned widths may take: beside a fixed width of as many.
+BUDGET_BITS = {"tiny": 5.0}
+USUAL_BUDGET_BITS = 3.0
 # Raw audio and MFCC at about equal operations (2.42 and 2.23 million per clip), and small ones to show the path.
 NETWORKS = {
     "tiny": {"MFCC": "mfcc10 w8 3e2s 3e1 h16", "raw": "raw w8 3e2s h16"},
@@ -66,25 +79,57 @@ NETWORKS = {
 }
 
 
-def networks_of(profile: str, labels: tuple[str, ...], notations: Sequence[str] = ()) -> dict[str, Network]:
-    """The networks of a profile by name, and those of ``notations``.
+def networks_of(
+    profile: str, labels: tuple[str, ...], notations: Sequence[str] = (), names: Sequence[str] = ()
+) -> dict[str, AnyNetwork]:
+    """Networks by name: those of ``notations`` as "found", then the profile's and, but for "tiny", those made by hand.
+
+    ``names``: only these of the menu.
 
     Raises:
         NotationError: a notation does not parse.
+        ValueError: a name that is not on the menu.
     """
-    menu = NETWORKS.get(profile, NETWORKS["default"])
-    found = {f"found {i}" if len(notations) > 1 else "found": text for i, text in enumerate(notations, start=1)}
-    return {name: network_of(text, labels) for name, text in (found | menu).items()}
+    menu: dict[str, AnyNetwork] = {
+        name: network_of(text, labels) for name, text in NETWORKS.get(profile, NETWORKS["default"]).items()
+    }
+    if profile != "tiny":
+        menu |= {
+            "DS-CNN": ds_cnn(labels),
+            "feedforward 250K": feedforward(labels),
+            "BC-ResNet-1": BroadcastNetwork(labels),
+        }
+    unknown = [name for name in names if name not in menu]
+    if unknown:
+        raise ValueError(f"no network {unknown[0]!r} on the menu: {', '.join(menu)}")
+    found: dict[str, AnyNetwork] = {
+        f"found {i}" if len(notations) > 1 else "found": network_of(text, labels)
+        for i, text in enumerate(notations, start=1)
+    }
+    return found | {name: network for name, network in menu.items() if not names or name in names}
 
 
 def quantizations_of(profile: str, bits: Sequence[int] = ()) -> list[Quantization]:
     """The columns of a profile; ``bits``: other fixed widths."""
-    return [FLOAT, CONTROL, UNTRAINED, *(fixed(b) for b in (bits or BITS.get(profile, BITS["default"])))]
+    budget = BUDGET_BITS.get(profile, USUAL_BUDGET_BITS)
+    return [
+        FLOAT,
+        CONTROL,
+        UNTRAINED,
+        *(fixed(b) for b in (bits or BITS.get(profile, BITS["default"]))),
+        learned("width", budget),
+        learned("diffq", budget),
+    ]
+
+
+def serves(network: AnyNetwork, quantization: Quantization) -> bool:
+    """Whether a network can be quantized so: BC-ResNet is there in float only."""
+    return isinstance(network, Network) or quantization.plan is None
 
 
 def run_pareto(
     experiment: ClipExperiment,
-    networks: Mapping[str, Network],
+    networks: Mapping[str, AnyNetwork],
     quantizations: Sequence[Quantization],
     seeds: Sequence[int],
     out: Path,
@@ -101,17 +146,28 @@ def run_pareto(
         raise ValueError("a table needs a network, a seed and the float column, with which the others are compared")
     out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"command": command, "setup": setup(experiment, networks, seeds), "rows": []}
-    systems = [(name, q, seed) for seed in seeds for name in networks for q in quantizations]
+    result["failed"] = []
+    systems = [
+        (name, q, seed)
+        for seed in seeds
+        for name, network in networks.items()
+        for q in quantizations
+        if serves(network, q)
+    ]
     known: dict[tuple, AccuracyDifference] = {}
     for name, quantization, seed in tqdm(systems, desc="systems", disable=not experiment.progress):
-        result["rows"].append(measure(experiment, name, networks[name], quantization, seed))
+        try:
+            result["rows"].append(measure(experiment, name, networks[name], quantization, seed))
+        except CollapsedWidth as error:
+            failed = {"network": name, "quantization": quantization.name, "seed": seed, "why": str(error)}
+            result["failed"].append(failed)
         result["summary"] = summarise(experiment, networks, quantizations, result["rows"], known)
         write_json(out / "pareto.json", result)
         write_text(out / "pareto.md", markdown(result))
     return result
 
 
-def setup(experiment: ClipExperiment, networks: Mapping[str, Network], seeds: Sequence[int]) -> dict[str, Any]:
+def setup(experiment: ClipExperiment, networks: Mapping[str, AnyNetwork], seeds: Sequence[int]) -> dict[str, Any]:
     """What the figures were measured on, and what was left out of it."""
     spec, p = experiment.spec, experiment.spec.profile
     splits = {split: experiment.clips(split) for split in ("train", "validation", "test")}
@@ -132,13 +188,13 @@ def setup(experiment: ClipExperiment, networks: Mapping[str, Network], seeds: Se
     }
 
 
-def system_of(network: Network, name: str, quantization: Quantization, seed: int) -> ClipSystem:
+def system_of(network: AnyNetwork, name: str, quantization: Quantization, seed: int) -> ClipSystem:
     """The system of a cell of the table."""
     return ClipSystem(network, quantization.kind, seed, quantization.plan, name)
 
 
 def measure(
-    experiment: ClipExperiment, name: str, network: Network, quantization: Quantization, seed: int
+    experiment: ClipExperiment, name: str, network: AnyNetwork, quantization: Quantization, seed: int
 ) -> dict[str, Any]:
     """One network, quantization and seed."""
     system = system_of(network, name, quantization, seed)
@@ -162,12 +218,22 @@ def measure(
 
 def sizes(experiment: ClipExperiment, system: ClipSystem) -> dict[str, Any]:
     """Weights, operations, bytes and mean widths of a system."""
+    if not isinstance(system.network, Network):
+        module = BCResNet(system.network.labels, 0, system.network.width)
+        parameters = sum(p.numel() for p in module.parameters())
+        return {
+            "weights": module.weights,
+            "parameters": parameters,
+            "macs_per_clip": module.macs_per_clip,
+            "flash_bytes": FLOAT_BYTES * parameters,
+            "bits_per_weight": 32.0,
+            "bits_per_activation": 32.0,
+        }
     counted = cost(system.network)
     found = {
         "weights": counted.weights,
         "parameters": counted.parameters,
         "macs_per_clip": counted.macs_per_clip,
-        "macs_per_second": counted.macs_per_second,
     }
     if system.kind in INTEGER:
         return found | asdict(needs(experiment.program(system)))
@@ -182,7 +248,7 @@ def sizes(experiment: ClipExperiment, system: ClipSystem) -> dict[str, Any]:
 
 def summarise(
     experiment: ClipExperiment,
-    networks: Mapping[str, Network],
+    networks: Mapping[str, AnyNetwork],
     quantizations: Sequence[Quantization],
     rows: Sequence[Mapping[str, Any]],
     known: dict[tuple, AccuracyDifference],
@@ -198,7 +264,7 @@ def summarise(
             if not mine:
                 continue
             entry = {key: mine[0][key] for key in ("network", "notation", "front", "quantization", "kind")}
-            entry |= {key: mine[0][key] for key in ("weights", "parameters", "macs_per_clip", "macs_per_second")}
+            entry |= {key: mine[0][key] for key in ("weights", "parameters", "macs_per_clip")}
             entry["seeds"] = [r["seed"] for r in mine]
             for figure in FIGURES:
                 values = [r[figure] for r in mine if r.get(figure) is not None]
@@ -265,7 +331,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"{row['weights']:,}",
             f"{row['macs_per_clip'] / 1e6:.2f} M",
             f"{row['flash_bytes']['mean'] / 1000:.1f}",
-            f"{row['ram_streaming_bytes']['mean'] / 1000:.1f}",
+            f"{row['ram_streaming_bytes']['mean'] / 1000:.1f}" if "ram_streaming_bytes" in row else "-",
             f"{row['bits_per_weight']['mean']:.3g} / {row['bits_per_activation']['mean']:.3g}",
         ]
         if keyword:
@@ -275,6 +341,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines += ["", "Networks:", ""]
     lines += [f"- {name}: `{n['notation']}`" for name, n in s["networks"].items() if n["notation"]]
     lines += ["", *(f"Note: {note}." for note in s["notes"])]
+    lines += [f"Failed: {f['network']}, {f['quantization']}, seed {f['seed']}: {f['why']}" for f in result["failed"]]
     if s["left_out"]:
         lost = {split: len(files) for split, files in s["left_out"].items()}
         lines += ["", f"Files that could not be read: {lost}; the JSON lists them."]

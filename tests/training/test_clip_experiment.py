@@ -13,16 +13,20 @@ from kwsbench.data.clips import clip_task
 from kwsbench.integer import convolution_run
 from kwsbench.metrics.compare import wilson_interval
 from kwsbench.models.convolutional import ConvNet
+from kwsbench.models.handmade import BCResNet
 from kwsbench.models.space import network_of
 from kwsbench.quantizers.attach import WeightPlan
 from kwsbench.quantizers.convolutional import ConvPlan, QuantizedConvNet
+from kwsbench.quantizers.learned import CollapsedWidth, LearnedConvNet
 from kwsbench.training.checkpoints import OtherModelError
 from kwsbench.training.clip_experiment import (
     ARTIFACT_VERSION,
     PROFILES,
+    BroadcastNetwork,
     ClipExperiment,
     ClipSpec,
     ClipSystem,
+    LearnedPlan,
     open_clips,
 )
 from kwsbench.training.clips import ClipSampling
@@ -33,6 +37,7 @@ TINY = replace(
     PROFILES["tiny"],
     sampling=ClipSampling(batch=8, rounds=1),
     float_stage=replace(PROFILES["tiny"].float_stage, steps=60, learning_rate=1e-2),
+    stage_one=replace(PROFILES["tiny"].stage_one, steps=24, learning_rate=1e-2),
 )
 LABELS = clip_task("high,low").labels
 MEL = network_of("lfbe10 w8 3e1s h8", LABELS)
@@ -67,6 +72,48 @@ def test_an_integer_system_is_scored_by_its_program_and_equals_its_emulation(exp
     np.testing.assert_allclose(experiment.logits(mine, "test"), emulated.numpy(), rtol=1e-6)
     whole = convolution_run.run(program, x[3], "reference")[-1]
     np.testing.assert_array_equal(whole, experiment.logits(mine, "test")[3])
+
+
+@pytest.mark.parametrize("learner", ["width", "diffq"])
+def test_learned_widths_move_freeze_and_run_as_integers(experiment, learner):
+    plan = LearnedPlan(learner, 4.0, 4.0, force=100.0)
+    mine = ClipSystem(MEL, "stage_two", 0, plan)
+    record = experiment.widths(mine)
+    assert len(record.moved()) > 3 and (record.bits[0] > record.bits[-1]).any()
+    assert np.isfinite(record.loss_penalty).all()
+    model = experiment.model(mine)
+    frozen = experiment.model(replace(mine, kind="stage_one"))
+    assert isinstance(model, QuantizedConvNet) and model.integer and not isinstance(model, LearnedConvNet)
+    assert isinstance(frozen, QuantizedConvNet) and frozen.widths() == model.widths()
+    assert min(model.widths().values()) < 7
+    assert experiment.equality(mine)["different"] == 0
+    again = ClipExperiment(experiment.spec, experiment.root, progress=False)
+    assert again.model(mine).widths() == model.widths()
+    assert again.widths(mine).tensors == record.tensors
+
+
+def test_a_budget_that_nothing_meets_is_refused_with_the_least(experiment):
+    system = ClipSystem(MEL, "stage_one", 0, LearnedPlan("width", 1.5, None))
+    with pytest.raises(ValueError, match="cannot be reached: at the narrowest widths they take"):
+        experiment.model(system)
+
+
+def test_widths_that_collapse_are_named(experiment, monkeypatch):
+    monkeypatch.setattr(LearnedConvNet, "collapsed", lambda self, x=None: ["head.weight"])
+    with pytest.raises(CollapsedWidth, match=r"head\.weight"):
+        experiment.model(ClipSystem(MEL, "stage_one", 0, LearnedPlan("width", 3.0, 3.0)))
+
+
+def test_bc_resnet_is_trained_in_float(data, tmp_path):
+    short = replace(TINY, float_stage=replace(TINY.float_stage, steps=2))
+    experiment = open_clips(tmp_path, str(data), "high,low", short, progress=False)
+    network = BroadcastNetwork(LABELS)
+    mine = ClipSystem(network, "float")
+    assert experiment.logits(mine, "test").shape == (16, 4)
+    again = ClipExperiment(experiment.spec, tmp_path, progress=False)
+    assert again.has_model(mine) and isinstance(again.model(mine), BCResNet)
+    with pytest.raises(ValueError, match="float only"):
+        ClipSystem(network, "stage_one", 0, FOUR)
 
 
 def test_tones_are_told_apart(experiment):
@@ -204,6 +251,7 @@ def test_float_systems_have_no_program(experiment):
         ({"kind": "float", "plan": FOUR}, "has no plan"),
         ({"kind": "stage_one"}, "needs a plan"),
         ({"kind": "stage_one", "plan": FOUR.exact()}, "that of stage 1"),
+        ({"kind": "post_training", "plan": LearnedPlan("width", 3.0, 3.0)}, "learned in training"),
     ],
 )
 def test_systems_that_make_no_sense_are_refused(wrong, message):

@@ -104,15 +104,6 @@ def test_evaluation_is_every_clip_in_order_as_it_stands(sets, samplers):
     assert same.tolist() == labels.tolist()
 
 
-@pytest.mark.parametrize("front", [RAW, LFBE])
-def test_another_split_can_be_drawn_from(sets, samplers, front):
-    sampler = ClipSampler(sets, front, FEW, 0, split="validation")
-    x, labels = sampler.batch(0)
-    assert x.shape == samplers[front.kind].batch(0)[0].shape and set(labels.tolist()) <= {0, 1, 2, 3}
-    np.testing.assert_array_equal(sampler.mean, samplers[front.kind].mean)
-    assert len(sampler.labels) == len(sets["validation"])
-
-
 def test_another_seed_shares_the_features(sets, samplers):
     other = samplers["lfbe"].with_seed(1)
     assert other.rounds is samplers["lfbe"].rounds and other.seed == 1 and samplers["lfbe"].seed == 0
