@@ -20,8 +20,8 @@ only comes after several steps of the weights.
 
 What the published cost term does not do: the target only scales the loss, and Adam does not see scales. With a fixed
 beta a search ends wherever beta drives it. With ``beta_rate`` above 0 (ours) beta follows the expectation,
-``beta += beta_rate log(E[ops] / target)``, below 0 too: the target is met from both sides, and accuracy decides where
-operations are spent.
+``beta + beta_rate log(E[ops] / target)``, below 0 too: the target is met from both sides, and accuracy decides where
+operations are spent. (The sum over steps of that, an integral, overshoots: beta then swings, and E[ops] with it.)
 
 As published, batchnorm uses the statistics of the batch in both kinds of steps. Steps depend on (seed, step) alone: a
 search goes on from its checkpoint to the same bits.
@@ -56,6 +56,9 @@ from kwsbench.training.search_record import SearchRecord
 from kwsbench.training.supernet import Choices, CostTable, Space, Supernet, cost_table, most_probable
 
 BETAS = (0.0, 0.999)  # of Adam on the architecture
+# Of the sibling: 44,300 steps, one of the architecture after each 5, at a rate of 4e-3.
+TRAVEL = 44_300 / 5 * 4e-3
+FASTEST = 0.1
 BACKWARD = 2  # passes forward that a pass backward costs
 
 
@@ -100,8 +103,9 @@ class SearchConfig:
     """A search. ``warmup`` and ``stage``: steps and learning rates of the weights, before and beside the architecture's
     steps, which come after every ``architecture_every`` steps of the weights.
 
-    ``target_macs``: per second of audio. ``beta``: at the start, see the module docstring; ``beta_rate`` 0: as
-    published. ``record_every``: steps between records.
+    ``target_macs``: per clip. ``beta``, ``beta_rate``: see the module docstring; a rate of 0 is as published.
+    ``architecture_rate``: of Adam on the architecture; 0: such that all its steps together are as far as the sibling's
+    (``TRAVEL``), a step at most ``FASTEST``. ``record_every``: steps between records.
     """
 
     warmup: StageConfig
@@ -109,22 +113,30 @@ class SearchConfig:
     target_macs: float
     beta: float = 0.6
     beta_rate: float = 0.0
-    architecture_rate: float = 4e-3
+    architecture_rate: float = 0.0
     architecture_every: int = 5
     record_every: int = 20
 
     def __post_init__(self) -> None:
-        if self.architecture_every < 1 or self.record_every < 1 or self.architecture_rate <= 0:
-            raise ValueError(
-                f"a search needs architecture_every and record_every of at least 1 and a positive rate, got {self}"
-            )
-        if self.beta_rate < 0:
-            raise ValueError(f"beta_rate must not be negative: beta would run from its target, got {self}")
+        if self.architecture_every < 1 or self.record_every < 1:
+            raise ValueError(f"architecture_every and record_every are at least 1, got {self}")
+        if self.beta_rate < 0 or self.architecture_rate < 0:
+            raise ValueError(f"beta_rate and architecture_rate must not be negative, got {self}")
 
     @property
     def steps(self) -> int:
         """Steps of the weights, warm-up included."""
         return self.warmup.steps + self.stage.steps
+
+    @property
+    def rate(self) -> float:
+        """Adam's rate on the architecture."""
+        steps = max(1, self.stage.steps // self.architecture_every)
+        return self.architecture_rate or min(FASTEST, TRAVEL / steps)
+
+    def beta_at(self, expected_macs: float) -> float:
+        """The exponent of the cost factor."""
+        return self.beta + self.beta_rate * math.log(expected_macs / self.target_macs)
 
     def at(self, step: int) -> tuple[StageConfig, int]:
         """The stage that ``step`` falls in, and its number there."""
@@ -137,8 +149,6 @@ class Architecture(nn.Module):
     def __init__(self, counts: Sequence[int]):
         super().__init__()
         self.alpha = nn.ParameterList(nn.Parameter(torch.zeros(n, dtype=torch.float64)) for n in counts)
-        self.beta: torch.Tensor
-        self.register_buffer("beta", torch.zeros((), dtype=torch.float64))
 
     def probabilities(self) -> list[torch.Tensor]:
         """Softmax of each cell."""
@@ -182,10 +192,15 @@ def alpha_gradients(alpha: Sequence[torch.Tensor], gates: Sequence[torch.Tensor]
     return [q * (g - (q * g).sum()) for q, g in zip(p, gates, strict=True)]
 
 
-def cost_factor(table: CostTable, architecture: Architecture, target_macs: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(log E[ops] / log target)^beta``, differentiable, and E[ops]."""
-    expected = table.expected(architecture.probabilities())
-    return (expected.log() / math.log(target_macs)) ** architecture.beta, expected
+@torch.no_grad()
+def expected_macs(table: CostTable, architecture: Architecture) -> float:
+    """E[ops] of the architecture as it is."""
+    return float(table.expected(architecture.probabilities()))
+
+
+def cost_factor(table: CostTable, architecture: Architecture, target_macs: float, beta: float) -> torch.Tensor:
+    """``(log E[ops] / log target)^beta``, differentiable."""
+    return (table.expected(architecture.probabilities()).log() / math.log(target_macs)) ** beta
 
 
 def architecture_step(
@@ -202,7 +217,8 @@ def architecture_step(
     x, labels = batch
     path = architecture.draw(rng)
     loss, logits, gates = gate_gradients(net, x, labels, path)
-    factor, expected = cost_factor(table, architecture, config.target_macs)
+    beta = config.beta_at(expected_macs(table, architecture))
+    factor = cost_factor(table, architecture, config.target_macs, beta)
     optimizer.zero_grad(set_to_none=True)
     (loss.double().cpu() * factor).backward()
     alpha = list(architecture.alpha)
@@ -210,7 +226,6 @@ def architecture_step(
         assert a.grad is not None
         a.grad += factor.detach() * gradient
     optimizer.step()
-    architecture.beta += config.beta_rate * math.log(float(expected.detach()) / config.target_macs)
     others = sum(sum(macs) - macs[k] for macs, k in zip(table.cells, path, strict=True))
     error = float((logits.argmax(1) != labels).float().mean())
     return float(loss), error, (1 + BACKWARD) * table.of(path) + others
@@ -279,9 +294,8 @@ class _State:
         self.net.set_normalisation(training.mean, training.std)
         self.net.to(training.batch(0)[0].device).train()
         self.architecture = Architecture(self.net.counts)
-        self.architecture.beta.fill_(config.beta)
         self.weights = make_optimizer(self.net, config.stage)
-        self.alphas = torch.optim.Adam(self.architecture.parameters(), lr=config.architecture_rate, betas=BETAS)
+        self.alphas = torch.optim.Adam(self.architecture.parameters(), lr=config.rate, betas=BETAS)
         self.identity = {"space": repr(space), "config": asdict(config), "seed": [seed, training.seed]}
         self.history: dict[str, list[float]] = {key: [] for key in SearchRecord.CURVES}
         self.history |= {f"{i}/{name}": [] for i, names in enumerate(space.candidates, 1) for name in names}
@@ -326,8 +340,7 @@ class _State:
         probabilities = self.architecture.values()
         means = (self.recent[:, :2] / self.recent[:, 2:]).tolist()
         self.recent.zero_()
-        with torch.no_grad():
-            expected = float(self.table.expected(self.architecture.probabilities()))
+        expected = expected_macs(self.table, self.architecture)
         values = {
             "step": step,
             "loss": means[0][0],
@@ -336,7 +349,7 @@ class _State:
             "validation_error": means[1][1],
             "expected_macs": expected,
             "entropy": entropy(probabilities),
-            "beta": float(self.architecture.beta),
+            "beta": self.config.beta_at(expected),
             "macs": float(self.spent[0]),
             "clips": float(self.spent[1]),
         }

@@ -49,11 +49,10 @@ def rhythm(count: int, seed: int, gap: int = 4) -> tuple[np.ndarray, np.ndarray]
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, count)
     x = 0.1 * rng.normal(size=(count, FRAMES, BINS))
-    for row, label in enumerate(labels):
-        for start in (1, 2, 8, 9):
-            sign = rng.choice([-1, 1])
-            x[row, start] += 2 * sign
-            x[row, start + gap] += 2 * sign * (1 if label else -1)
+    starts = np.array([1, 2, 8, 9])
+    signs = 2.0 * rng.choice([-1, 1], size=(count, len(starts), 1))
+    x[:, starts] += signs
+    x[:, starts + gap] += signs * np.where(labels == 1, 1, -1)[:, None, None]
     return x.astype(np.float32), labels.astype(np.int64)
 
 
