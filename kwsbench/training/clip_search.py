@@ -58,16 +58,21 @@ class SearchProfile:
     mean_bits: float = 4.0
 
 
-def _stages(warmup: int, steps: int) -> dict[str, ClipStage]:
-    stage = ClipStage("search", steps, learning_rate=3e-3, weight_decay=1e-2, label_smoothing=0.1,
-                      warmup_steps=min(20, steps // 4))  # fmt: skip
-    return {"warmup": replace(stage, name="warm-up", steps=warmup), "stage": stage}
+def _profile(
+    name: str, multiplier: float, cells: int, expansions: tuple[int, ...], steps: tuple[int, int], trials: int
+) -> SearchProfile:
+    warmup, search = steps
+    stage = ClipStage("search", search, learning_rate=3e-3, weight_decay=1e-2, label_smoothing=0.1,
+                      warmup_steps=min(20, search // 4))  # fmt: skip
+    kernels = (3, 5) if name == "tiny" else (3, 5, 7)
+    before = replace(stage, name="warm-up", steps=warmup)
+    return SearchProfile(name, multiplier, cells, kernels, expansions, before, stage, trials)
 
 
 SEARCHES = {
-    "tiny": SearchProfile("tiny", 0.1, 2, (3, 5), (1, 2), **_stages(4, 10), trials=2),
-    "smoke": SearchProfile("smoke", 0.2, 3, (3, 5, 7), (1, 2), **_stages(60, 180), trials=3),
-    "default": SearchProfile("default", 0.35, 5, (3, 5, 7), (1, 2, 3, 4), **_stages(300, 1200), trials=6),
+    "tiny": _profile("tiny", 0.1, 2, (1, 2), (4, 10), trials=2),
+    "smoke": _profile("smoke", 0.2, 3, (1, 2), (60, 180), trials=3),
+    "default": _profile("default", 0.35, 5, (1, 2, 3, 4), (300, 1200), trials=6),
     # The sibling's (arXiv 2012.10138, its code): 40 + 120 epochs of Speech Commands v0.02 at batch 100.
     "full": SearchProfile(
         "full", 1.0, 12, (3, 5, 7), (1, 2, 3, 4, 5, 6),
