@@ -53,7 +53,7 @@ class SearchProfile:
     stage: ClipStage
     trials: int
     strided: tuple[int, ...] = (0,)
-    beta_rate: float = 0.02
+    beta_rate: float = 10.0
     target_macs: float = 0.0
     mean_bits: float = 4.0
 
