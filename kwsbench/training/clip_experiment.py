@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,8 @@ from kwsbench.metrics.scores import Scores, keyword_scores, read_npz, write_npz
 from kwsbench.models.convolutional import ConvNet
 from kwsbench.models.handmade import BCResNet
 from kwsbench.models.layers import Front, Network
-from kwsbench.quantizers.convolutional import ConvPlan, QuantizedConvNet
+from kwsbench.quantizers import budget
+from kwsbench.quantizers.convolutional import ConvPlan, QuantizedConvNet, activated, weighted
 from kwsbench.quantizers.learned import LEARNERS, LearnedConvNet, budget_of_mean_bits
 from kwsbench.training.artifacts import kept, usable_checkpoint
 from kwsbench.training.checkpoints import CheckpointError, OtherModelError, read_tensors, write_tensors
@@ -49,6 +51,7 @@ INTEGER = ("stage_two", "post_training")
 # Part of every artifact's identity: raise it when the same settings would train or compute something else.
 ARTIFACT_VERSION = 1
 CALIBRATION_BATCHES = 4
+SENSITIVITY_CLIPS = 256  # of validation, on which mixed widths are chosen
 EQUALITY_CLIPS = 128  # whose every layer is compared, spread over the test set
 EVALUATION_BATCH = 64
 WIDTHS = "widths.npz"  # in the folder of a stage 1
@@ -129,12 +132,46 @@ class LearnedPlan:
 
     def model(self, net: ConvNet) -> LearnedConvNet:
         """The network under this plan. Raises ValueError for a budget that no widths meet (the least is named)."""
-        budget = budget_of_mean_bits(net.network, self.weight_bits, self.activation_bits, self.force)
-        return LearnedConvNet(net, self.learner, budget, self.start_bits)
+        sizes = budget_of_mean_bits(net.network, self.weight_bits, self.activation_bits, self.force)
+        return LearnedConvNet(net, self.learner, sizes, self.start_bits)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for identities."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """Every tensor at 2, 4 or 8 bits, as ``quantizers/budget.py`` chooses on validation clips, under limits of FLASH
+    and of a stream's RAM that lie ``share`` of the way from what 2 bits throughout take to what 8 bits take."""
+
+    share: float = 1 / 3
+    method: str = "lsq"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"limits lie between 2 and 8 bits throughout, a share of 0..1; got {self.share}")
+
+    def limits(self, network: Network) -> budget.Limits:
+        """The limits of a network."""
+        moments = budget.streaming_moments(network)
+        tensors = [f"{n}.weight" for n in weighted(network)] + [f"{n}.output" for n in activated(network)]
+        flash, ram = [], []
+        for bits in (min(budget.WIDTHS), max(budget.WIDTHS)):
+            widths = dict.fromkeys(tensors, bits)
+            flash.append(budget.flash_bytes(network, widths, self.method))
+            ram.append(budget.ram_bytes(moments, widths))
+        between = [math.ceil(low + self.share * (high - low)) for low, high in (flash, ram)]
+        return budget.Limits(between[0], between[1], moments)
+
+    def choose(self, net: ConvNet, calibration: torch.Tensor, clips: torch.Tensor, labels: torch.Tensor) -> ConvPlan:
+        """The widths for a float network."""
+        losses = budget.sensitivities(net, calibration, clips, labels, self.method)
+        return budget.choose(net.network, losses, self.limits(net.network), self.method).plan(self.method)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for identities."""
+        return {"budget": asdict(self), "clips": SENSITIVITY_CLIPS}
 
 
 @dataclass(frozen=True)
@@ -158,7 +195,7 @@ class ClipSystem:
     network: Network | BroadcastNetwork
     kind: str
     seed: int = 0
-    plan: ConvPlan | LearnedPlan | None = None
+    plan: ConvPlan | LearnedPlan | BudgetPlan | None = None
     name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -313,7 +350,7 @@ class ClipExperiment:
         network = json.loads(json.dumps(system.network.to_json()))
         if header.get("network") != network:
             raise OtherModelError(f"{file} holds another network than {system.title}")
-        model = _built(system)
+        model: Model = _built(system)
         if header["plan"] is not None:
             assert isinstance(model, ConvNet)
             model = QuantizedConvNet(model, ConvPlan.from_json(header["plan"]))
@@ -339,7 +376,12 @@ class ClipExperiment:
             return start, train(start, sampler, p.stage_two, checkpoint, self.progress), None
         assert isinstance(start, ConvNet) and system.plan is not None
         plan, clips = system.plan, torch.cat([sampler.batch(i)[0] for i in range(CALIBRATION_BATCHES)])
-        model = plan.model(start) if isinstance(plan, LearnedPlan) else QuantizedConvNet(start, plan)
+        model: QuantizedConvNet
+        if isinstance(plan, LearnedPlan):
+            model = plan.model(start)
+        else:
+            fixed = plan.choose(start, clips, *self._spread(sampler)) if isinstance(plan, BudgetPlan) else plan
+            model = QuantizedConvNet(start, fixed)
         model.to(self.device).calibrate(clips)
         if system.kind == "post_training":
             model.replan(model.plan.exact())
@@ -348,6 +390,12 @@ class ClipExperiment:
         watch = WidthWatch(widths, model.penalty, p.stage_one.steps)
         history = train(model, sampler, p.stage_one, checkpoint, self.progress, watch)
         return (model.freeze(clips) if isinstance(model, LearnedConvNet) else model), history, watch.record()
+
+    def _spread(self, sampler: ClipSampler) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some validation clips, spread over all."""
+        x, labels = sampler.evaluation("validation")
+        rows = np.unique(np.linspace(0, len(x) - 1, min(SENSITIVITY_CLIPS, len(x))).astype(int))
+        return torch.from_numpy(x[rows]).to(self.device), torch.from_numpy(labels[rows]).to(self.device)
 
     def parent(self, system: ClipSystem) -> ClipSystem:
         """The system that this one starts from."""

@@ -32,7 +32,14 @@ from kwsbench.quantizers.attach import WeightPlan
 from kwsbench.quantizers.convolutional import ConvPlan
 from kwsbench.quantizers.learned import CollapsedWidth
 from kwsbench.resources.convolutional import needs
-from kwsbench.training.clip_experiment import INTEGER, BroadcastNetwork, ClipExperiment, ClipSystem, LearnedPlan
+from kwsbench.training.clip_experiment import (
+    INTEGER,
+    BroadcastNetwork,
+    BudgetPlan,
+    ClipExperiment,
+    ClipSystem,
+    LearnedPlan,
+)
 from kwsbench.training.result import spread_cell
 
 AnyNetwork = Network | BroadcastNetwork
@@ -49,7 +56,7 @@ class Quantization:
 
     name: str
     kind: str
-    plan: ConvPlan | LearnedPlan | None = None
+    plan: ConvPlan | LearnedPlan | BudgetPlan | None = None
 
 
 def fixed(bits: int, method: str = FIXED_METHOD) -> Quantization:
@@ -67,11 +74,13 @@ FLOAT = Quantization("float", "float")
 CONTROL = Quantization("float, equal steps", "control")
 UNTRAINED = Quantization("8 bits, not trained", "post_training", ConvPlan(WeightPlan("linear", 8), 8))
 
+MIXED = Quantization("mixed 2/4/8 in limits", "stage_two", BudgetPlan())
+
 BITS = {"tiny": (4,), "smoke": (8, 3, 2), "default": (8, 4, 3, 2), "full": (8, 4, 3, 2, 1)}
 # Mean bits that the learned widths may take: beside a fixed width of as many.
 BUDGET_BITS = {"tiny": 5.0}
 USUAL_BUDGET_BITS = 3.0
-# Raw audio and MFCC at about equal operations (2.42 and 2.23 million per clip), and small ones to show the path.
+# Raw audio and MFCC, in "default" at about equal operations; small ones to show the path.
 NETWORKS = {
     "tiny": {"MFCC": "mfcc10 w8 3e2s 3e1 h16", "raw": "raw w8 3e2s h16"},
     "smoke": {"MFCC": "mfcc10 w16 5e2s 5e2 3e1 h32", "raw": "raw w16 5e2s 5e2 h32"},
@@ -119,6 +128,7 @@ def quantizations_of(profile: str, bits: Sequence[int] = ()) -> list[Quantizatio
         *(fixed(b) for b in (bits or BITS.get(profile, BITS["default"]))),
         learned("width", budget),
         learned("diffq", budget),
+        MIXED,
     ]
 
 
@@ -313,7 +323,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         "seeds. MACs of one clip, without the front end. FLASH and RAM (streaming) in kB of 1000 bytes, at their "
         "widths; of float systems 4 bytes per parameter and value. Bits: mean per weight and per activation. "
         "Front: no other row has fewer FLASH bytes and more accuracy on validation. Equal: values of all layers "
-        "that the integer program and training's emulation agree on.",
+        "that the integer program and training's emulation agree on. Learned widths have a budget of that many bits "
+        "per weight and per value of activations in the mean; mixed: limits on FLASH and RAM lie a third of the way "
+        "from 2 bits throughout to 8.",
         "",
         "| network | quantization | accuracy | interval | difference | weights | MACs | FLASH kB | RAM kB | "
         "bits w / a | " + ("FRR | FDR | " if keyword else "") + "front | equal |",

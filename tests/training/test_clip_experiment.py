@@ -18,11 +18,13 @@ from kwsbench.models.space import network_of
 from kwsbench.quantizers.attach import WeightPlan
 from kwsbench.quantizers.convolutional import ConvPlan, QuantizedConvNet
 from kwsbench.quantizers.learned import CollapsedWidth, LearnedConvNet
+from kwsbench.resources.convolutional import needs
 from kwsbench.training.checkpoints import OtherModelError
 from kwsbench.training.clip_experiment import (
     ARTIFACT_VERSION,
     PROFILES,
     BroadcastNetwork,
+    BudgetPlan,
     ClipExperiment,
     ClipSpec,
     ClipSystem,
@@ -90,6 +92,20 @@ def test_learned_widths_move_freeze_and_run_as_integers(experiment, learner):
     again = ClipExperiment(experiment.spec, experiment.root, progress=False)
     assert again.model(mine).widths() == model.widths()
     assert again.widths(mine).tensors == record.tensors
+
+
+def test_mixed_widths_keep_to_limits_on_flash_and_ram(experiment):
+    plan = BudgetPlan(0.4)
+    mine = ClipSystem(MEL, "stage_two", 0, plan)
+    widths = experiment.model(mine).widths()
+    assert set(widths.values()) <= {2, 4, 8} and len(set(widths.values())) > 1
+    found, limits = needs(experiment.program(mine)), plan.limits(MEL)
+    assert found.flash_bytes <= limits.flash_bytes and found.ram_streaming_bytes <= limits.ram_bytes
+    assert experiment.equality(mine)["different"] == 0
+    narrow, wide = BudgetPlan(0).limits(MEL), BudgetPlan(1).limits(MEL)
+    assert narrow.flash_bytes < limits.flash_bytes < wide.flash_bytes
+    with pytest.raises(ValueError, match=r"share of 0\.\.1; got 2"):
+        BudgetPlan(2)
 
 
 def test_a_budget_that_nothing_meets_is_refused_with_the_least(experiment):
