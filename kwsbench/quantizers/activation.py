@@ -101,8 +101,12 @@ class LinearActivation(ActivationQuantizer):
         if self.relu:
             values = values.clamp(0, RELU6)
         low, high = int(self.lowest), int(self.highest)
-        steps = values.abs().max().clamp_min(1e-3) / max(high, -low) * torch.logspace(-1.3, 0.2, STEPS_TRIED)
-        errors = [((round_half_up(values / d).clamp(low, high) * d - values) ** 2).mean() for d in steps.to(z.device)]
+        steps = (
+            values.abs().max().clamp_min(1e-3)
+            / max(high, -low)
+            * torch.logspace(-1.3, 0.2, STEPS_TRIED, device=z.device)
+        )
+        errors = [((round_half_up(values / d).clamp(low, high) * d - values) ** 2).mean() for d in steps]
         self.log2_step.copy_(torch.log2(steps[int(torch.stack(errors).argmin())]))
 
 

@@ -66,21 +66,23 @@ class Limits:
 
 @dataclass(frozen=True)
 class Allocation:
-    """A width for every tensor, the rise of the loss that the table predicts, and the bytes that it takes."""
+    """A width for every tensor, the rise of the loss that the table predicts, and the bytes that it takes with weights
+    by a ``method``."""
 
     widths: dict[str, int]
+    method: str
     rise: float
     flash_bytes: int
     ram_bytes: int
 
-    def plan(self, method: str, per_channel: bool = False, rounding: str = "single") -> ConvPlan:
-        """As a plan of stage 1, weights by a method of ``QUANTIZERS``."""
+    def plan(self, per_channel: bool = False, rounding: str = "single") -> ConvPlan:
+        """As a plan of stage 1."""
         names = {name.rpartition(".")[0] for name in self.widths}
         weights = [n for n in names if f"{n}.weight" in self.widths]
         return ConvPlan(
-            WeightPlan(method, 8, per_channel),
+            WeightPlan(self.method, 8, per_channel),
             8,
-            tuple((n, WeightPlan(method, self.widths[f"{n}.weight"], per_channel)) for n in sorted(weights)),
+            tuple((n, WeightPlan(self.method, self.widths[f"{n}.weight"], per_channel)) for n in sorted(weights)),
             tuple((n, self.widths[f"{n}.output"]) for n in sorted(names) if f"{n}.output" in self.widths),
             rounding,
         )
@@ -138,7 +140,8 @@ def choose(network: Network, losses: Losses, limits: Limits, method: str = "lsq"
             f"{limits.flash_bytes} bytes of FLASH and {limits.ram_bytes} of RAM cannot be met: the smallest within "
             f"reach are {flash} of FLASH and {ram} of RAM"
         )
-    cost = np.array([losses[name][bits] for name, bits in options])
+    least = {name: min(losses[name].values()) for name in names}
+    cost = np.array([losses[name][bits] - least[name] for name, bits in options])
     one_each = np.array([[name == other for other, _ in options] for name in names], np.float64)
     sizes = weight_bytes(network, {bits for _, bits in options}, method)
     beside = flash_bytes(network, narrowest, method) - sum(sizes[n, b] for n, b in narrowest.items() if (n, b) in sizes)
@@ -153,7 +156,7 @@ def choose(network: Network, losses: Losses, limits: Limits, method: str = "lsq"
     # Bytes are whole: half of one more admits nothing, and keeps the solver's tolerance away from the limit.
     within = LinearConstraint(np.array(rows), ub=np.array(room) + 0.5)
     solved = milp(
-        cost / max(float(np.abs(cost).max()), 1e-12),
+        cost / max(float(cost.max()), 1e-12),
         integrality=np.ones(len(options)),
         bounds=Bounds(0, 1),
         constraints=[LinearConstraint(one_each, 1, 1), within],
@@ -165,6 +168,7 @@ def choose(network: Network, losses: Losses, limits: Limits, method: str = "lsq"
     best = {name: losses[name][max(losses[name])] for name in names}
     return Allocation(
         widths,
+        method,
         float(sum(losses[name][bits] - best[name] for name, bits in widths.items())),
         flash_bytes(network, widths, method),
         ram_bytes(limits.moments, widths),

@@ -223,6 +223,7 @@ class QuantizedConvNet(QuantizedModel):
         if self.hears_samples and bool(self.mean.any()):
             raise ValueError(f"raw audio is quantized as it is: its mean must be 0, got {float(self.mean)}")
         self.register_buffer("input_scale", torch.tensor([SAMPLE_UNIT if self.hears_samples else 4 / 127]))
+        self.to(self.mean.device)
 
     def make_weight(self, layer: str, weight: torch.Tensor) -> WeightQuantizer:
         """The quantizer of a layer's matrix ``[N, K]``."""

@@ -9,7 +9,7 @@ grows. The size ``N b`` is differentiable in l as it is. In the paper b runs ove
 (2^b - 1)``; here b ends at the widths that the integer arithmetic has (weights and signed outputs 2..8, outputs of a
 ReLU6 1..7) and Delta is the spacing of the symmetric grid that is frozen, ``max|x| / (2^(b-1) - 1)`` (unsigned: ``max /
 (2^b - 1)``). Weights take their range from themselves, outputs a trained one, outside which they are clipped before
-the noise. ``l`` moves ``PACE`` times as fast as the other parameters.
+the noise. ``l`` moves ``PACE`` times as fast as the other parameters, or a width would need thousands of steps of Adam.
 
 The noise of a step is drawn from ``(seed, step)``: a run that is resumed sees the same.
 """
@@ -29,7 +29,7 @@ from kwsbench.quantizers.linear import linear_codebook, linear_grid
 from kwsbench.quantizers.lsq import SMALLEST_STEP, LsqWeight
 from kwsbench.quantizers.weight import WeightQuantizer
 
-PACE = 10.0
+PACE = 30.0
 START = 0.95  # of the way from the narrowest to the widest
 
 
@@ -183,9 +183,9 @@ class DiffqActivation(ActivationQuantizer):
     @torch.no_grad()
     def frozen(self) -> LinearActivation:
         """The same codes at the nearest width, with a step that goes on training."""
-        fixed = LinearActivation(self.bits, self.signed, self.relu).to(self.log2_peak.device)
+        fixed = LinearActivation(self.bits, self.signed, self.relu)
         low, high = self.limits()
         fixed.log2_step.copy_(torch.log2(self.step()))
         fixed.lowest.fill_(low)
         fixed.highest.fill_(high)
-        return fixed
+        return fixed.to(self.log2_peak.device)

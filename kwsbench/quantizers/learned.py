@@ -174,7 +174,7 @@ class LearnedConvNet(QuantizedConvNet):
             raise CollapsedWidth(
                 f"collapsed to a single code, which is 0 bits: {', '.join(lost)}. Raise the budget, or lower its force"
             )
-        fixed = QuantizedConvNet(ConvNet(self.network), self.frozen_plan()).to(self.mean.device)
+        fixed = QuantizedConvNet(ConvNet(self.network), self.frozen_plan())
         for name, quantizer in self.weights.items():
             fixed.weights[name] = quantizer.frozen()
         for name, quantizer in self.activations.items():
@@ -183,7 +183,7 @@ class LearnedConvNet(QuantizedConvNet):
         fixed.bias.copy_(self.bias)
         for buffer in ("mean", "inverse_std", "input_scale"):
             getattr(fixed, buffer).copy_(getattr(self, buffer))
-        return fixed.train(self.training)
+        return fixed.to(self.mean.device).train(self.training)
 
 
 def smallest_kb(network: Network) -> dict[str, float]:

@@ -209,12 +209,12 @@ class TrainedWidthActivation(ActivationQuantizer):
     @torch.no_grad()
     def frozen(self) -> LinearActivation:
         """The same codes at the width of this moment, with a step that goes on training."""
-        fixed = LinearActivation(self.bits, self.range.signed, self.relu).to(self.step().device)
+        fixed = LinearActivation(self.bits, self.range.signed, self.relu)
         low, high = self.limits()
         fixed.log2_step.copy_(torch.log2(self.step()))
         fixed.lowest.fill_(low)
         fixed.highest.fill_(high)
-        return fixed
+        return fixed.to(self.step().device)
 
 
 def _largest(d: torch.Tensor, peak: torch.Tensor) -> int:

@@ -10,6 +10,7 @@ from kwsbench.integer.lower import LoweringError
 from kwsbench.integer.lower_convolutional import lower_convolutional, prove_samples
 from kwsbench.models.convolutional import ConvNet
 from kwsbench.models.layers import Conv, Front, Network, Output, Pool
+from kwsbench.quantizers import convolutional, fused
 from kwsbench.quantizers.attach import WeightPlan
 from kwsbench.quantizers.convolutional import ConvPlan, QuantizedConvNet, mean_bits
 from kwsbench.resources.convolutional import needs
@@ -106,6 +107,19 @@ def test_whole_clips_score_as_the_stream_of_the_program_ends(name):
     for b, clip in enumerate(x.numpy()):
         # The emulation hands on float32; the program's logits are float64.
         assert np.array_equal(logits[b], convolution_run.run(program, clip)[-1].astype(np.float32))
+
+
+@pytest.mark.parametrize("name, plan", [("spectral", MIXED), ("raw", MIXED_RAW)])
+def test_what_other_devices_compute_is_equal_too(name, plan, monkeypatch):
+    """Float64 sums, and torch's own operations in place of the loops."""
+    model, x = quantized(NETWORKS[name], plan), heard(NETWORKS[name], seed=9)
+    with torch.no_grad():
+        mine, theirs = {}, {}
+        model.step(x, model.fresh(len(x)), mine)
+        monkeypatch.setattr(convolutional, "EXACT_IN_FLOAT32", 0)
+        monkeypatch.setattr(fused, "requantized", fused.plain_requantized)
+        model.step(x, model.fresh(len(x)), theirs)
+    assert all(torch.equal(mine[layer], theirs[layer]) for layer in mine)
 
 
 def test_after_training_observation_and_all_it_is_still_equal():

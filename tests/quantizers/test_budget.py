@@ -76,7 +76,7 @@ def test_the_choice_is_that_of_brute_force(moments, seed):
 def test_a_lowered_program_needs_that_ram_and_at_most_that_flash(network, seed):
     rng = np.random.default_rng(seed)
     widths = {name: int(rng.choice([2, 4, 8])) for name in tensors(network)}
-    plan = Allocation(widths, 0.0, 0, 0).plan("tanh", per_channel=True)
+    plan = Allocation(widths, "tanh", 0.0, 0, 0).plan(per_channel=True)
     model = QuantizedConvNet(made(network), plan)
     model.calibrate(heard(network))
     model.replan(plan.exact())
@@ -129,5 +129,5 @@ def test_sensitivities_are_losses_of_one_narrow_tensor_and_lead_to_a_plan():
     rooms = streaming_moments(SMALL)
     middle = dict.fromkeys(tensors(SMALL), 4)
     found = choose(SMALL, losses, Limits(flash_bytes(SMALL, middle, "lsq"), ram_bytes(rooms, middle), rooms))
-    assert QuantizedConvNet(net, found.plan("lsq")).widths() == found.widths
+    assert QuantizedConvNet(net, found.plan()).widths() == found.widths
     assert found.rise <= rises[4] + 1e-12

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kwsbench.quantizers.diffq import DiffqActivation, DiffqWeight, NoisyWidth
+from kwsbench.quantizers.diffq import PACE, DiffqActivation, DiffqWeight, NoisyWidth
 from kwsbench.quantizers.linear import linear_codebook
 from kwsbench.quantizers.scales import sqnr_db
 
@@ -30,7 +30,7 @@ def test_the_noise_is_as_large_as_the_rounding_it_stands_for(bits):
     w = drawn(50, 200)
     q = DiffqWeight(w, bits)
     with torch.no_grad():
-        q.width.logit_pace.fill_(torch.logit(torch.tensor((bits - 2) / 6), eps=1e-7) / 10)
+        q.width.logit_pace.fill_(torch.logit(torch.tensor((bits - 2) / 6), eps=1e-7) / PACE)
         noise = q.train().quantized() - w
         spacing = float(w.abs().max()) / (2 ** (bits - 1) - 1)
         assert noise.abs().max() <= spacing / 2 * (1 + 1e-4)
@@ -60,7 +60,7 @@ def test_the_gradient_of_the_width_is_the_slope_of_the_forward(make):
     q, upstream = make().train(), drawn(6, 7, seed=2)
     run = (lambda: q.quantized()) if isinstance(q, DiffqWeight) else (lambda: q(drawn(6, 7, scale=3)))
     (run() * upstream).sum().backward()
-    gradient, h = float(q.width.logit_pace.grad), 1e-3
+    gradient, h = float(q.width.logit_pace.grad), 3e-4
     with torch.no_grad():
         q.width.logit_pace += h
         above = float((run() * upstream).sum())
