@@ -167,7 +167,7 @@ class BudgetPlan:
     def choose(self, net: ConvNet, calibration: torch.Tensor, clips: torch.Tensor, labels: torch.Tensor) -> ConvPlan:
         """The widths for a float network."""
         losses = budget.sensitivities(net, calibration, clips, labels, self.method)
-        return budget.choose(net.network, losses, self.limits(net.network), self.method).plan(self.method)
+        return budget.choose(net.network, losses, self.limits(net.network), self.method).plan()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for identities."""
