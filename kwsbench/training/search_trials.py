@@ -86,7 +86,7 @@ class BitSpace:
     limit_bytes: float
     weights: tuple[int, ...] = (2, 4, 8)
     activations: tuple[int, ...] = (4, 8)
-    method: str = "linear"
+    method: str = "lsq"
     share: float = 0.3
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kwsbench.models.layers import Conv, Output, shapes
+from kwsbench.models.space import Space, cost
 from kwsbench.training.supernet import (
     CostTable,
     Supernet,
@@ -77,6 +78,21 @@ def test_a_candidate_alone_is_the_candidate_within_its_path(path):
     assert len(between) == 4
     for cell, choice in enumerate(path):
         assert torch.equal(net.candidate(cell, choice, between[cell]), between[cell + 1])
+
+
+@pytest.mark.parametrize("front", ["mfcc10", "raw", "sinc"])
+def test_paths_of_the_notation_are_their_networks(front):
+    space = Space(("a", "b"), front, width=8, head=8, cells=3, strided=(0, 2), kernels=(3, 5), expansions=(1, 2))
+    net, table, rng = Supernet(space, seed=1).eval(), cost_table(space), np.random.default_rng(0)
+    frames = (16000, 1) if front != "mfcc10" else (49, 10)
+    x = torch.randn(2, *frames, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        path = tuple(int(rng.integers(n)) for n in net.counts)
+        assert torch.equal(net(x, path), net.extract(path)(x))
+        assert table.of(path) == cost(space.network(path)).macs_per_clip
+        _, between = net.trace(x, path)
+        for cell, choice in enumerate(path):
+            torch.testing.assert_close(net.candidate(cell, choice, between[cell]), between[cell + 1])
 
 
 def test_candidates_share_nothing_and_stem_and_head_are_shared():
