@@ -1,7 +1,7 @@
 """What a search leaves: its curves, probabilities and trials, as plain arrays and JSON values. No torch.
 
 Two kinds of files: npz of a differentiable search (:class:`SearchRecord`), JSON of trials (:class:`Trials`: random
-search, Optuna). ``comparison_rows`` sets them side by side.
+search, Optuna).
 
 Cost of a search: multiply-accumulates of all its passes (a backward counts as two forwards), validation included, and
 the clips that went through training. Equal cost means equal multiply-accumulates.
@@ -67,8 +67,9 @@ class SearchRecord:
         return float(self.curves["macs"][-1])
 
     def choices(self) -> tuple[str, ...]:
-        """Every name that some cell's candidate has, in the order they first appear."""
-        return tuple(dict.fromkeys(name for names in self.candidates for name in names))
+        """Every choice that some cell has, in the order they first appear; stride (``7e2s``) is none, it belongs to the
+        cell."""
+        return tuple(dict.fromkeys(_choice(name) for names in self.candidates for name in names))
 
     def grid(self, records: int = 40) -> tuple[np.ndarray, np.ndarray]:
         """``(step [S], probabilities [S, cells, choices])``, NaN where a cell lacks a choice; at most so many records,
@@ -78,7 +79,7 @@ class SearchRecord:
         choices = self.choices()
         grid = np.full((len(kept), len(self.candidates), len(choices)), np.nan)
         for cell, (names, p) in enumerate(zip(self.candidates, self.probabilities, strict=True)):
-            grid[:, cell, [choices.index(name) for name in names]] = p[kept]
+            grid[:, cell, [choices.index(_choice(name)) for name in names]] = p[kept]
         return self.curves["step"][kept].astype(int), grid
 
     def notes(self, steps: Sequence[int]) -> list[str]:
@@ -142,6 +143,10 @@ class SearchRecord:
             )
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path} is no record of a search ({error}); delete it and search again") from error
+
+
+def _choice(name: str) -> str:
+    return name.removesuffix("s")
 
 
 @dataclass(frozen=True)
@@ -224,31 +229,3 @@ class Trials:
             return Trials(values["strategy"], tuple(trial_of(t) for t in values["trials"]), values["settings"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"these are no trials of a search: {error!r}") from None
-
-
-def comparison_rows(record: SearchRecord | None, others: Sequence[Trials]) -> list[dict[str, Any]]:
-    """One row per strategy: what it found and what it spent."""
-    rows: list[dict[str, Any]] = []
-    if record is not None:
-        rows.append(
-            {
-                "strategy": "differentiable",
-                "notation": record.notation,
-                "networks_trained": 0,
-                "validation_accuracy": None,  # of shared weights: not comparable with trained networks
-                "macs_spent": record.macs,
-                "clips": int(record.curves["clips"][-1]),
-            }
-        )
-    for trials in others:
-        rows.append(
-            {
-                "strategy": trials.strategy,
-                "notation": trials.best.notation,
-                "networks_trained": sum(t.steps > 0 for t in trials.trials),
-                "validation_accuracy": trials.best.accuracy,
-                "macs_spent": trials.macs,
-                "clips": sum(t.spent_clips for t in trials.trials),
-            }
-        )
-    return rows

@@ -334,6 +334,9 @@ def test_what_a_record_gives_to_figures_and_tables():
     assert record.choices() == ("1", "5", "skip")
     assert np.isnan(grid[:, 0, 2]).all() and not np.isnan(grid[:, 1]).any()
     np.testing.assert_array_equal(grid[-1, 1, [2, 0, 1]], record.last[1])
+    strided = replace(record, candidates=(("1s", "5s"), record.candidates[1]))
+    assert strided.choices() == ("1", "5", "skip")
+    np.testing.assert_array_equal(strided.grid(3)[1], grid)
     notes = record.notes(steps)
     assert "validation" not in notes[0] and "on validation" in notes[2] and "E[ops]" in notes[2]
     rows = record.cell_rows()

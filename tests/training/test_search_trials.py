@@ -12,7 +12,7 @@ import torch
 
 from kwsbench.models.space import Space
 from kwsbench.training import loop, search_trials
-from kwsbench.training.search_record import Trial, Trials, comparison_rows, trial_of
+from kwsbench.training.search_record import Trial, Trials, trial_of
 from kwsbench.training.search_trials import (
     BitSpace,
     TrialConfig,
@@ -211,9 +211,7 @@ def test_scores_on_validation_are_means_over_all_clips():
     assert accuracy == pytest.approx(np.mean((z > 0) == labels))
 
 
-def test_trials_are_read_back_and_compared():
+def test_trials_are_read_back_as_they_were_written():
     found = random_search(SPACE, Rhythm(), HELD_OUT, replace(SHORT, trials=2), progress=False)
     back = Trials.from_json(json.loads(json.dumps(found.to_json())))
     assert back == found
-    (row,) = comparison_rows(None, [found])
-    assert row["notation"] == found.best.notation and row["networks_trained"] == 2 and row["macs_spent"] == found.macs
