@@ -5,6 +5,7 @@ Plain arrays and networks as data in, Plotly figures out, as in figures.py. A sl
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -83,16 +84,21 @@ def search_slider(
     return fig
 
 
-def network_drawing(network: Network, labels: Mapping[str, str] | None = None, title: str = "The network") -> go.Figure:
-    """One box per block of layers (their names up to the first dot or underscore), as tall as it has channels, in the
-    colour of its kernel, its frames per second of audio above it, residual additions as arcs.
-
-    ``labels``: what stands in a block instead of its name.
-    """
+def blocks(network: Network) -> dict[str, list[Conv | Add | Pool | Output]]:
+    """The layers by block: their names up to the first dot or underscore."""
     groups: dict[str, list[Conv | Add | Pool | Output]] = {}
     for layer in network.layers:
         groups.setdefault(re.split(r"[._]", layer.name)[0], []).append(layer)
-    sizes = shapes(network, 16000)
+    return groups
+
+
+def network_drawing(network: Network, labels: Mapping[str, str] | None = None, title: str = "The network") -> go.Figure:
+    """One box per block of layers, as tall as it has channels, in the colour of its kernel, its frames per second of
+    audio above it, residual additions as arcs.
+
+    ``labels``: what stands in a block instead of its name.
+    """
+    groups, sizes = blocks(network), shapes(network, 16000)
     kernels = sorted({_kernel(group) for group in groups.values()} - {0})
     fig = figure(title, "block, from sound to label", "channels", _told(title, network))
     seen: set[int] = set()
@@ -104,7 +110,7 @@ def network_drawing(network: Network, labels: Mapping[str, str] | None = None, t
             x=[i],
             y=[height],
             width=0.8,
-            name=f"{kernel} frames" if kernel else "no kernel in time",
+            name=f"kernel of {kernel}" if kernel else "no kernel in time",
             legendgroup=str(kernel),
             showlegend=kernel not in seen,
             marker={"color": PALETTE[kernels.index(kernel) % 6] if kernel else PALETTE[6]},
@@ -130,7 +136,7 @@ def network_drawing(network: Network, labels: Mapping[str, str] | None = None, t
     fig.update_layout(
         barmode="overlay",
         margin={"t": 84},
-        legend={"title": {"text": "kernel in time"}, "orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
     )
     return fig
 
@@ -210,9 +216,18 @@ def pareto_figure(
             hovertemplate="%{text}<br>%{x:,} , %{y:.2f}<extra></extra>",
             name=text(name),
         )
-    fig.update_xaxes(type="log", dtick="D2")
+    ticks = _log_ticks([float(p["x"]) for p in points])  # type: ignore[arg-type]
+    fig.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
     fig.update_layout(margin={"t": 84}, legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0})
     return fig
+
+
+def _log_ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers for a logarithmic axis over ``values``: few over decades, some within a fraction of one."""
+    low, high = min(values) / 1.25, max(values) * 1.25
+    mantissas = (1, 2, 5) if high / low > 8 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [t for d in decades for m in mantissas if low <= (t := round(m * 10.0**d, 10)) <= high]
 
 
 def _finite(z: np.ndarray) -> list[list[float | None]]:

@@ -10,11 +10,11 @@ from kwsbench.reports.networks import network_drawing, pareto_figure, search_sli
 @pytest.fixture
 def network():
     layers = (
-        Conv("stem.0", 1, 8, (40, 1), (20, 1)),
-        Conv("cell1.expand", 8, 16),
-        Conv("cell1.depthwise", 16, 16, (7, 1), depthwise=True),
-        Conv("cell1.project", 16, 8, relu=False),
-        Add("cell1.add", "stem.0"),
+        Conv("stem", 1, 8, (40, 1), (20, 1)),
+        Conv("cell1_expand", 8, 16),
+        Conv("cell1_depthwise", 16, 16, (7, 1), depthwise=True),
+        Conv("cell1_project", 16, 8, relu=False),
+        Add("cell1_add", "stem"),
         Pool("pool", 50),
         Output("output", 8, 2),
     )
@@ -40,7 +40,7 @@ def test_a_drawing_has_a_box_per_block_and_an_arc_per_addition(network):
     assert list(fig.layout.xaxis.ticktext) == ["stem", "7e2", "pool", "output"]
     assert [a.text for a in fig.layout.annotations] == ["800", "800", "800", "800"]
     assert sum(t.type == "scatter" for t in fig.data) == 1
-    assert "cell1.depthwise: 7x1 depthwise -&gt; 800 x 1 x 16" in boxes[1].hovertemplate.replace("->", "-&gt;")
+    assert "cell1_depthwise: 7x1 depthwise -&gt; 800 x 1 x 16" in boxes[1].hovertemplate.replace("->", "-&gt;")
     assert "raw w8 7e2" in fig.layout.meta["alt"]
 
 

@@ -1,4 +1,4 @@
-"""The project's notebooks: how they are built, and what they publish and show after a smoke run of all six."""
+"""The project's notebooks: how they are built, and what they publish and show after a smoke run of all of them."""
 
 from __future__ import annotations
 
@@ -28,18 +28,21 @@ NAMES = [
     "05_integer_inference",
     "06_resources",
     "08_general_quantizer",
+    "09_architecture_search",
+    "10_trained_bit_widths",
     "99_explore",
 ]
 LINES_OF_A_CELL = 25
 PAGE_BYTES = 100_000
-UNITS = "%.*|dB|dBFS|s|kHz|kB|nats|nats/label|bits|thousands|full scale 1|from 0"
+UNITS = "%.*|dB|dBFS|s|kHz|kB|nats|nats/label|bits|thousands|millions|full scale 1|from 0"
 UNIT = re.compile(rf"\((?:.*, )?({UNITS})\)$|per hour|^kilobytes|^bits$")
 DIMENSIONLESS = {
     "code", "label", "layer", "number of clips", "std(P)", "system", "trained tensor (w or P)", "trained tensor P",
     "training step", "weight", "weights", "d quantized / d trained", "quantized weight / largest level",
     "(quantized - latent) / largest level", "range / largest weight", "trained value / range",
     "d(weight) / d(trained)", "mu (strength of companding)", "weight before / scale", "weight after / scale",
-    "level / scale", "level / largest level", "codebook", "matrix",
+    "level / scale", "level / largest level", "codebook", "matrix", "cell", "choice (kernel e expansion)",
+    "block, from sound to label", "channels",
 }  # fmt: skip
 
 
@@ -113,7 +116,7 @@ def test_conclusions_hold_no_typed_in_result(notebook):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """All six, in order, with one root: models are trained once."""
+    """All, in order, with one root: models are trained once."""
     out = tmp_path_factory.mktemp("report")
     statuses = run_all(PATHS, out, "smoke", {"root": str(tmp_path_factory.mktemp("root"))}, timeout_seconds=240)
     assert {s.name: s.failure for s in statuses} == dict.fromkeys(NAMES)
@@ -311,6 +314,38 @@ def test_08_runs_centroids_in_integers_and_proposes_a_mix(run):
     assert layers.count("<tr>") == 1 + 5 and spotter.count("stage 2, 2-bit") == 3
     assert steps.count("<tr>") == 1 + 3 and waits.count("stage 2") == 4
     assert "comparisons came out as predicted" in e.text
+
+
+def test_09_searches_meets_its_target_and_runs_what_it_found(run):
+    e = run("09_architecture_search")
+    assert re.fullmatch(r"mfcc10 w16 ((\d+e\d+s?|skip) ){3}h32", e.key["found"])
+    assert e.key["networks_in_the_space"] == 6 * 7 * 7 and 0.8 < e.key["expected_of_target"] < 1.2
+    assert 0 <= e.key["entropy_at_the_end_nats"] < np.log(7) and e.key["values_different"] == 0
+    slider = e.figure("A search while it decides")["layout"]["sliders"][0]
+    first = [v for row in slider["steps"][0]["args"][0]["z"][0] for v in row if v is not None]
+    assert sorted(set(first)) == [14.3, 16.7]  # all candidates alike: a seventh, a sixth where there is a stride
+    expected = values(e.figure("Expected operations")["data"][0]["y"])
+    assert expected[0] == pytest.approx(expected[1], rel=0.01) and len(expected) > 5
+    found = e.key["found"].split()[2:-1]
+    blocks = e.figure("The found network")["layout"]["xaxis"]["ticktext"]
+    assert blocks == ["stem", *(cell for cell in found if cell != "skip"), "head", "pool", "output"]
+    spent = [float(x) for x in re.findall(r"([\d.]+)</td></tr>", e.tables[1])]
+    assert len(spent) == 3 and max(spent) <= 1.001 * spent[0], "the baselines spend no more than the search"
+    assert e.tables[2].count("8 bits") == 5 and "At equal cost" in e.text
+
+
+def test_10_widths_move_and_programs_are_exact(run):
+    e = run("10_trained_bit_widths")
+    assert e.key["values_different"] == 0
+    for learner in ("width", "diffq"):
+        assert e.key[f"tensors_moved_{learner}"] > 5
+        assert 2 <= e.key[f"bits_per_weight_{learner}"] < 8 and 1 <= e.key[f"bits_per_activation_{learner}"] < 8
+    way = e.figure("On the way to the budget")["data"]
+    assert all(values(line["y"])[-1] < values(line["y"])[0] for line in way)
+    maps = [e.figure(title)["data"][0] for title in ("Trained step and range", "Pseudo-noise (DiffQ)")]
+    assert [len(m["z"]) for m in maps] == [len(m["y"]) for m in maps] and len(maps[0]["y"]) == 24
+    assert e.tables[1].count("<tr>") == 1 + 3 + 2 + 2  # float, control, not trained; two fixed; two learned
+    assert e.tables[4].count("streamed") == 3 and "values of all layers" in e.text
 
 
 def test_06_labels_every_number(run):

@@ -115,6 +115,67 @@ def test_widths_move_bytes_and_the_button_measures(study):
     explorer.resources.study.experiment.workers = 1
 
 
+def test_every_picker_writes_the_notation(tmp_path):
+    explorer = widgets.NetworkExplorer(tmp_path)
+    figure, first, second = explorer.figure, *explorer.rows[:2]
+    for control, value, written in (
+        (explorer.front, "raw", "raw w32 7e2s 7e2 skip 5e1 h64"),
+        (explorer.channels, 24, "raw w24 7e2s 7e2 skip 5e1 h64"),
+        (explorer.head, 80, "raw w24 7e2s 7e2 skip 5e1 h80"),
+        (explorer.cells, 5, "raw w24 7e2s 7e2 skip 5e1 5e1 h80"),
+        (explorer.cells, 2, "raw w24 7e2s 7e2 h80"),
+        (first.kernel, 3, "raw w24 3e2s 7e2 h80"),
+        (first.expansion, 6, "raw w24 3e6s 7e2 h80"),
+        (second.strided, True, "raw w24 3e6s 7e2s h80"),
+        (second.kernel, 0, "raw w24 3e6s skip h80"),
+    ):
+        before = figure.to_json()
+        control.value = value
+        assert explorer.field.value == explorer.view.network.notation == written
+        assert widgets.parse(written) == explorer.description and explorer.status.value == ""
+        assert figure.to_json() != before and written in explorer.command.value
+    assert explorer.figure is figure
+    assert second.expansion.disabled and len(explorer.row_box.children) == 2
+
+
+def test_the_field_moves_the_pickers_beyond_what_they_offer(tmp_path):
+    explorer = widgets.NetworkExplorer(tmp_path)
+    explorer.field.value = "mfcc13 w130 11e7s skip h5"
+    assert (explorer.front.value, explorer.channels.value, explorer.head.value) == ("mfcc13", 130, 5)
+    assert explorer.rows[0].cell == explorer.description.cells[0] == widgets.Cell(11, 7, True)
+    assert explorer.view.network.notation == explorer.field.value
+    explorer.channels.value = 8
+    assert explorer.field.value == "mfcc13 w8 11e7s skip h5"
+
+
+def test_a_mistyped_notation_leaves_the_last_network(tmp_path):
+    explorer = widgets.NetworkExplorer(tmp_path)
+    view, figure = explorer.view, explorer.figure.to_json()
+    explorer.field.value = "mfcc10 w32 7e2s 7q h64"
+    assert "not &#x27;7q&#x27;" in explorer.status.value and "^</pre>" in explorer.status.value
+    explorer.weight_bits.value = 3
+    assert explorer.view is view and explorer.figure.to_json() == figure
+    explorer.head.value = 72  # a picker goes on from what is shown
+    assert explorer.status.value == "" and explorer.field.value == "mfcc10 w32 7e2s 7e2 skip 5e1 h72"
+    explorer.field.value = "mfcc10 w32 1e2 h72"
+    explorer.rows[0].strided.value = True
+    assert "with stride a kernel of 2" in explorer.status.value and explorer.view.name == "mfcc10 w32 1e2 h72"
+
+
+def test_networks_by_name_are_shown_until_something_is_written(tmp_path):
+    explorer = widgets.NetworkExplorer(tmp_path)
+    explorer.chosen.value = "DS-CNN"
+    assert explorer.view.name == "DS-CNN" and "22,016" in explorer.table.value
+    explorer.activation_bits.value = 4
+    assert explorer.view.name == "DS-CNN" and explorer.view.needs.bits_per_activation == 4
+    explorer.field.value += " "
+    assert explorer.chosen.value == "" and explorer.view.name == widgets.network.START
+    explorer.chosen.value = "raw"
+    assert explorer.field.value == explorer.menu["raw"].notation == explorer.view.name
+    explorer.cells.value += 1
+    assert explorer.chosen.value == "" and explorer.view.name == f"{explorer.menu['raw'].notation[:-4]} 5e1 h64"
+
+
 def test_the_monitor_says_what_a_job_says(tmp_path):
     explorer = widgets.TrainingMonitor(str(tmp_path))
     assert explorer.status.value == "not started" and explorer.stop.disabled and not explorer.train.disabled
