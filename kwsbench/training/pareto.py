@@ -67,7 +67,7 @@ def fixed(bits: int, method: str = FIXED_METHOD) -> Quantization:
 def learned(learner: str, bits: float) -> Quantization:
     """Widths learned in stage 1 under a budget of ``bits`` per weight and per value of activations."""
     name = {"width": "trained width", "diffq": "DiffQ"}[learner]
-    return Quantization(f"{name}, {bits:g} bits", "stage_two", LearnedPlan(learner, bits, bits))
+    return Quantization(f"{name}, budget {bits:g} bits", "stage_two", LearnedPlan(learner, bits, bits))
 
 
 FLOAT = Quantization("float", "float")

@@ -149,7 +149,11 @@ def test_menus_of_all_profiles_build(experiment):
         assert quantizations_of(profile)[0] == FLOAT
     assert list(networks_of("smoke", LABELS, ["raw w8 3e1 h8"], ["DS-CNN"])) == ["found", "DS-CNN"]
     assert list(networks_of("tiny", LABELS, ["raw w8 3e1 h8", "mfcc10 w8 3e1 h8"]))[:2] == ["found 1", "found 2"]
-    assert [q.name for q in quantizations_of("tiny", [6])][3:6] == ["6 bits", "trained width, 5 bits", "DiffQ, 5 bits"]
+    assert [q.name for q in quantizations_of("tiny", [6])][3:6] == [
+        "6 bits",
+        "trained width, budget 5 bits",
+        "DiffQ, budget 5 bits",
+    ]
 
 
 def test_raw_and_mfcc_of_the_table_have_about_equal_operations():
@@ -170,7 +174,7 @@ def test_a_collapsed_width_is_told_and_the_table_goes_on(experiment, tmp_path, m
     menu = {"mel": MENU["mel"]}
     result = run_pareto(experiment, menu, [FLOAT, learned("width", 3), fixed(3)], [0], tmp_path)
     assert [e["quantization"] for e in result["summary"]] == ["float", "3 bits"]
-    assert "Failed: mel, trained width, 3 bits, seed 0: collapsed to a single code" in markdown(result)
+    assert "Failed: mel, trained width, budget 3 bits, seed 0: collapsed to a single code" in markdown(result)
 
 
 def test_learned_widths_stand_in_the_table(experiment, tmp_path):
@@ -178,7 +182,7 @@ def test_learned_widths_stand_in_the_table(experiment, tmp_path):
     result = run_pareto(experiment, menu, [FLOAT, learned("width", 5), learned("diffq", 5)], [0], tmp_path)
     for row in result["summary"][1:]:
         assert row["different"] == 0 < row["compared"] and row["bits_per_weight"]["mean"] <= 8
-    assert "DiffQ, 5 bits" in markdown(result)
+    assert "DiffQ, budget 5 bits" in markdown(result)
 
 
 def test_what_cannot_be_made_is_refused(experiment, tmp_path):
