@@ -18,6 +18,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # What the tests may leave out, and how often. Anything else has to run.
 ALLOWED_SKIPS = {
     "network: downloads 2.4 GB": 1,
+    "network: downloads 4 GB": 1,
     "network: downloads 7 GB": 1,
     "network: needs the downloaded corpus": 2,
     "recursion: runs these tests": 1,
