@@ -31,7 +31,7 @@ from kwsbench.quantizers.linear import linear_codebook, linear_grid
 from kwsbench.quantizers.lsq import LsqWeight
 from kwsbench.quantizers.weight import WeightQuantizer
 
-PACE = 32.0  # a power of two: dividing and multiplying by it is exact
+PACE = 10.0
 LARGEST_CODE = 127
 SMALLEST, LARGEST = 2.0**-20, 2.0**20  # where d and xmax end
 
