@@ -386,6 +386,13 @@ def pareto_command(
         str, typer.Option(help="comma-separated networks beside those, like MFCC,raw,DS-CNN; the profile's if empty")
     ] = "",
     bits: Annotated[str, typer.Option(help="comma-separated fixed widths; the profile's own if empty")] = "",
+    ways: Annotated[
+        str,
+        typer.Option(
+            help="comma-separated quantizations: control, untrained, fixed, width, diffq, mixed; all if empty, and "
+            "float always"
+        ),
+    ] = "",
     seeds: Annotated[str, typer.Option(help="comma-separated; the profile's own if empty")] = "",
     root: Annotated[Path, typer.Option(help="where clips, features and models are kept")] = Path("runs"),
     out: Annotated[Path, typer.Option(help="folder that receives pareto.json and pareto.md")] = Path("reports/pareto"),
@@ -406,6 +413,7 @@ def pareto_command(
 
     widths = [check_bits(b) for b in _integers(bits, "--bits")] if bits else []
     given_seeds, notations = _seeds(seeds), network or []
+    columns = quantizations_of(profile, widths, _names(ways))
     networks_of(profile, ("a", "b"), notations, _names(menu))  # a mistyped one is refused before any work
     check_writable(out)
     experiment = open_clips(root, data, task, profile, workers=workers)
@@ -413,8 +421,12 @@ def pareto_command(
     run_seeds = given_seeds or list(experiment.spec.profile.seeds)
     command = f"kwsbench pareto{_clip_options(data, experiment.spec.task.name, profile)}"
     command += "".join(f' --network "{text}"' for text in notations) + (f" --menu {menu}" if menu else "")
-    command += (f" --bits {bits}" if bits else "") + f" --seeds {','.join(map(str, run_seeds))}"
-    print(markdown(run_pareto(experiment, networks, quantizations_of(profile, widths), run_seeds, out, command)))
+    command += (
+        (f" --bits {bits}" if bits else "")
+        + (f" --ways {ways}" if ways else "")
+        + f" --seeds {','.join(map(str, run_seeds))}"
+    )
+    print(markdown(run_pareto(experiment, networks, columns, run_seeds, out, command)))
 
 
 @app.command("doctor")

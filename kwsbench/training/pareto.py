@@ -76,6 +76,7 @@ UNTRAINED = Quantization("8 bits, not trained", "post_training", ConvPlan(Weight
 
 MIXED = Quantization("mixed 2/4/8 in limits", "stage_two", BudgetPlan())
 
+WAYS = ("float", "control", "untrained", "fixed", "width", "diffq", "mixed")
 BITS = {"tiny": (4,), "smoke": (8, 3, 2), "default": (8, 4, 3, 2), "full": (8, 4, 3, 2, 1)}
 # Mean bits that the learned widths may take: beside a fixed width of as many.
 BUDGET_BITS = {"tiny": 5.0}
@@ -118,18 +119,26 @@ def networks_of(
     return found | {name: network for name, network in menu.items() if not names or name in names}
 
 
-def quantizations_of(profile: str, bits: Sequence[int] = ()) -> list[Quantization]:
-    """The columns of a profile; ``bits``: other fixed widths."""
+def quantizations_of(profile: str, bits: Sequence[int] = (), ways: Sequence[str] = ()) -> list[Quantization]:
+    """The columns of a profile; ``bits``: other fixed widths; ``ways``: only these of ``WAYS``, float always.
+
+    Raises:
+        ValueError: an unknown way.
+    """
+    unknown = [way for way in ways if way not in WAYS]
+    if unknown:
+        raise ValueError(f"no quantization {unknown[0]!r}; there are {', '.join(WAYS)}")
     budget = BUDGET_BITS.get(profile, USUAL_BUDGET_BITS)
-    return [
-        FLOAT,
-        CONTROL,
-        UNTRAINED,
-        *(fixed(b) for b in (bits or BITS.get(profile, BITS["default"]))),
-        learned("width", budget),
-        learned("diffq", budget),
-        MIXED,
-    ]
+    columns = {
+        "float": [FLOAT],
+        "control": [CONTROL],
+        "untrained": [UNTRAINED],
+        "fixed": [fixed(b) for b in (bits or BITS.get(profile, BITS["default"]))],
+        "width": [learned("width", budget)],
+        "diffq": [learned("diffq", budget)],
+        "mixed": [MIXED],
+    }
+    return [q for way in WAYS if not ways or way in ("float", *ways) for q in columns[way]]
 
 
 def serves(network: AnyNetwork, quantization: Quantization) -> bool:

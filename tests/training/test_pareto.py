@@ -149,6 +149,9 @@ def test_menus_of_all_profiles_build(experiment):
         assert quantizations_of(profile)[0] == FLOAT
     assert list(networks_of("smoke", LABELS, ["raw w8 3e1 h8"], ["DS-CNN"])) == ["found", "DS-CNN"]
     assert list(networks_of("tiny", LABELS, ["raw w8 3e1 h8", "mfcc10 w8 3e1 h8"]))[:2] == ["found 1", "found 2"]
+    assert [q.name for q in quantizations_of("tiny", [6], ["fixed"])] == ["float", "6 bits"]
+    with pytest.raises(ValueError, match="no quantization 'learned'; there are float, control"):
+        quantizations_of("tiny", ways=["learned"])
     assert [q.name for q in quantizations_of("tiny", [6])][3:6] == [
         "6 bits",
         "trained width, budget 5 bits",
