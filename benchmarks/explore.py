@@ -16,21 +16,22 @@ import time
 import numpy as np
 import plotly.graph_objects as go
 
+from kwsbench.models.space import Description, write
 from kwsbench.quantizers import QUANTIZERS
-from kwsbench.reports.explore import annealing, det, quantizer, resources
+from kwsbench.reports.explore import annealing, det, network, quantizer, resources
 from kwsbench.reports.explore.artifacts import open_shelf
-from kwsbench.reports.explore.panels import apply
+from kwsbench.reports.explore.panels import apply, redraw
 
 
-def measure(view, draw, content, states) -> tuple[np.ndarray, np.ndarray]:
-    """Milliseconds of each state: view alone, and view with update."""
+def measure(view, draw, content, states, update=apply) -> tuple[np.ndarray, np.ndarray]:
+    """Milliseconds of each state: view alone, and view with ``update`` of the figure by ``content``."""
     figure = go.FigureWidget(draw(view(states[0])))
     alone, whole = [], []
     for state in states[1:]:
         start = time.perf_counter()
         shown = view(state)
         middle = time.perf_counter()
-        apply(figure, content(shown))
+        update(figure, content(shown))
         alone.append(middle - start)
         whole.append(time.perf_counter() - start)
     return 1e3 * np.array(alone), 1e3 * np.array(whole)
@@ -69,6 +70,11 @@ def main(root: str = "runs", count: int = 200) -> None:
             bits[int(rng.integers(len(bits)))] = int(rng.integers(1, 9))
             yield resources.ResourceState("tanh", tuple(bits))
 
+    def network_state():
+        cells = [network.picked(*map(int, (rng.choice((0, 3, 5, 7)), rng.integers(1, 7), False))) for _ in range(6)]
+        written = write(Description("mfcc10", int(rng.integers(8, 73)), tuple(cells), 64))
+        return network.NetworkState(written, "", *map(int, rng.integers(1, 9, 2)))
+
     rows = {
         f"quantizer, {weights.values.size:,} weights": measure(
             lambda s: quantizer.view(weights, s), quantizer.draw, quantizer.content,
@@ -79,6 +85,9 @@ def main(root: str = "runs", count: int = 200) -> None:
         ),
         f"resources, {len(res.weights)} layers": measure(
             res.view, resources.draw, resources.content, list(resource_states())
+        ),
+        "network, 6 cells": measure(
+            network.view, network.draw, network.draw, [network_state() for _ in range(count + 1)], redraw
         ),
     }  # fmt: skip
     if annealings.records:

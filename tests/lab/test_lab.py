@@ -21,17 +21,18 @@ SLIDERS = [
     "training step",
     *("threshold (log odds)", "smoothing (frames)", "refractory time (s)"),
     *(f"layer{i} (bits)" for i in range(5)),
+    *("channels (w)", "head (h)", "cells", "weights (bits)", "activations (bits)"),
     "width (bits)",
 ]
 # Which plot of the page a slider moves.
-PLOT_OF = [0, 0, 1, 2, 2, 2, 3, 3, 3, 3, 3, 4]
+PLOT_OF = [0, 0, 1, 2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4, 4, 4, 5]
 
 
 @pytest.fixture(scope="module")
 def explore(browser, server):
     page = Page(browser, server, "99_explore.ipynb")
     page.run_all()
-    page.drawn(4)
+    page.drawn(5)
     return page
 
 
@@ -47,9 +48,10 @@ def changes(page, plot, act) -> bool:
 def test_every_slider_moves_its_figure_by_keyboard_and_by_mouse(explore):
     assert [name for name, _ in explore.sliders()] == SLIDERS
     for (name, handle), plot in zip(explore.sliders(), PLOT_OF, strict=True):
-        key = "\ue012" if name.startswith(("width", "layer", "training")) else "\ue014"  # left, right
+        at_its_end = name.startswith(("width", "layer", "training", "weights", "activations"))
+        key = "\ue012" if at_its_end else "\ue014"  # left, right
         assert changes(explore, plot, lambda h=handle, k=key: explore.by_keyboard(h, k)), name
-        pixels = -30 if name.startswith("training") else 30
+        pixels = -30 if name.startswith(("training", "weights", "activations")) else 30
         assert changes(explore, plot, lambda h=handle, p=pixels: explore.by_mouse(h, p)), name
     assert explore.errors() == []
 
@@ -90,6 +92,21 @@ def test_a_mistake_is_played_from_the_page(explore):
 
 
 @pytest.mark.browser
+def test_a_notation_is_typed_and_a_mistake_is_pointed_at(explore):
+    (field,) = explore.select(".jp-NotebookPanel .kwsbench-notation input")
+    message = lambda: explore.text(".jp-NotebookPanel .kwsbench-problem pre")  # noqa: E731
+    explore.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", field)
+    field.clear()
+    field.send_keys("raw w8 3e1s 5q h8")
+    explore.until(lambda: "not '5q'" in message(), "the message")
+    *_, text, caret = message().split("\n")
+    assert text[caret.index("^")] == "q"
+    field.send_keys("\ue003" * 4 + "e2 h8")  # four characters back, then what was meant
+    explore.until(lambda: "raw w8 3e1s 5e2 h8" in explore.plots()[4]["title"] and not message(), "the network")
+    assert explore.errors() == []
+
+
+@pytest.mark.browser
 def test_the_console_is_clean_and_nothing_left_the_machine(explore):
     assert explore.console_errors() == []
     assert explore.strangers() == []
@@ -119,7 +136,7 @@ def test_training_is_started_stopped_and_resumed_from_the_page(explore):
 
     explore.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", button("stop"))
     button("train / resume").click()
-    points = lambda: sum(len(t["y"]) for t in explore.plots()[4]["data"])  # noqa: E731
+    points = lambda: sum(len(t["y"]) for t in explore.plots()[5]["data"])  # noqa: E731
     explore.until(lambda: points() > 4, "a loss curve", 240)
     button("stop").click()
     explore.until(lambda: "stopped at" in explore.text(".jp-NotebookPanel"), "a checkpoint", 120)

@@ -1,7 +1,8 @@
 """A figure whose traces keep their places while their data changes: drawn once, then updated where it stands.
 
 ``Content`` is what an explorer computes for a state: the data of every trace, in order, and the layout entries that
-follow the state. ``apply`` puts it into a plain figure or into a live ``FigureWidget`` alike.
+follow the state. ``apply`` puts it into a plain figure or into a live ``FigureWidget`` alike. ``redraw`` is for
+drawings whose traces are others in every state.
 """
 
 from __future__ import annotations
@@ -68,3 +69,17 @@ def apply(fig: go.Figure, content: Content) -> None:
             fig.layout[path] = value
         if content.alt:
             fig.layout.meta = {"alt": content.alt}
+
+
+def redraw(fig: go.Figure, drawing: go.Figure) -> None:
+    """Make a figure show what ``drawing`` shows: where kinds and number of traces are the same, in place."""
+    if [t.type for t in fig.data] != [t.type for t in drawing.data]:
+        fig.data = ()
+        fig.add_traces(drawing.data)
+    update = getattr(fig, "batch_update", contextlib.nullcontext)
+    with update():
+        for trace, new in zip(fig.data, drawing.data, strict=True):
+            values = new.to_plotly_json()
+            values.pop("type")
+            trace.update(values, overwrite=True)
+        fig.update_layout(drawing.layout, overwrite=True)

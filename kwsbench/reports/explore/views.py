@@ -8,7 +8,7 @@ from __future__ import annotations
 from IPython.display import Markdown, display
 
 from kwsbench.reports.centroids import centroid_paths
-from kwsbench.reports.explore import annealing, det, monitor, quantizer, resources
+from kwsbench.reports.explore import annealing, det, monitor, network, quantizer, resources
 from kwsbench.reports.explore.artifacts import HOW_TO_GET_RUNS, Shelf, Study
 from kwsbench.reports.figures import training_figure
 from kwsbench.reports.show import show, show_table
@@ -127,6 +127,31 @@ def resource_explorer(shelf: Shelf, live: bool) -> resources.ResourceView | None
     ]
     basis = {"packed_bytes": "measured", "sqnr_db": "modelled"}
     show_table(html_table(rows, basis=basis), f"By layer; together {v.sqnr_db:.1f} dB, noise added over layers.")
+    return v
+
+
+def network_explorer(shelf: Shelf, live: bool) -> network.NetworkView:
+    """A convolutional network by its notation: drawn, and what each block costs."""
+    if live:
+        from kwsbench.reports.explore.widgets import NetworkExplorer
+
+        explorer = NetworkExplorer(shelf.root)
+        display(explorer.widget)
+        return explorer.view
+    v = network.view(network.NetworkState())
+    s, labels = v.state, len(v.network.labels)
+    show(
+        network.draw(v),
+        "A box per block, as tall as it has channels; above it the frames per second of audio; an arc is a residual "
+        f"addition. {labels} labels. `{v.command}` trains it.",
+    )
+    show_table(
+        html_table(v.rows, network.TITLES, network.BASIS),
+        f"By block, weights at {s.weight_bits} and activations at {s.activation_bits} bits; packed with padding, "
+        "constants not counted. MACs and activations are those that the last logits of a clip of one second need.",
+    )
+    table = html_table([v.totals()], basis=network.TOTALS_BASIS)
+    show_table(table, "The whole network; a stream gives logits after every frame of its last layer.")
     return v
 
 

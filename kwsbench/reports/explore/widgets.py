@@ -11,16 +11,18 @@ import functools
 import html
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
 
 from kwsbench.data.audio import SAMPLE_RATE
+from kwsbench.models.space import Cell, Description, parse, write
 from kwsbench.quantizers import QUANTIZERS
-from kwsbench.reports.explore import annealing, det, monitor, quantizer, resources
+from kwsbench.reports.explore import annealing, det, monitor, network, quantizer, resources
 from kwsbench.reports.explore.artifacts import Shelf, Study
 from kwsbench.reports.explore.live_figure import LiveFigure
-from kwsbench.reports.explore.panels import apply
+from kwsbench.reports.explore.panels import apply, redraw
 from kwsbench.reports.show import wav_bytes
 from kwsbench.reports.tables import html_table
 from kwsbench.training import background
@@ -33,6 +35,7 @@ STYLE = {"description_width": "132px"}
 POLL_SECONDS = 0.5
 SNAPSHOT_MS = 250  # while it plays
 # Plotly measures its container, which would otherwise grow with the plot.
+MONOSPACE = "<style>.kwsbench-notation input { font-family: var(--jp-code-font-family, monospace); }</style>"
 FIT = "<style>.kwsbench-figure > .js-plotly-plot { flex: 1 1 0; min-width: 0; width: 100%; }</style>"
 
 
@@ -361,6 +364,148 @@ class ResourceExplorer(_Explorer):
             self.tell(f"{measured.name}: measured on the whole test split in {measured.seconds:.1f} s")
         finally:
             self.measure.disabled = False
+
+
+class CellRow:
+    """The pickers of one cell."""
+
+    def __init__(self, number: int, changed: Callable[[], Any], explorer: _Explorer):
+        narrow = w.Layout(width="84px")
+        self.kernel = w.Dropdown(options=[("skip", 0)], value=0, layout=narrow)
+        self.expansion = w.Dropdown(options=[("e1", 1)], value=1, layout=narrow)
+        self.strided = w.Checkbox(description="stride 2", indent=False, layout=w.Layout(width="90px"))
+        for control in (self.kernel, self.expansion, self.strided):
+            explorer.on(control, changed)
+        label = w.Label(f"cell {number}", layout=w.Layout(width="54px"))
+        row = w.Layout(flex="0 0 auto")
+        self.widget = w.HBox([label, self.kernel, self.expansion, self.strided], layout=row)
+
+    @property
+    def cell(self) -> Cell | None:
+        return network.picked(self.kernel.value, self.expansion.value, self.strided.value)
+
+    def take(self, cell: Cell | None) -> None:
+        """Say what a notation says; an empty cell keeps its other pickers for when it is filled."""
+        kernel = cell.kernel if cell else 0
+        kernels = network.offered(network.KERNELS, kernel or network.KERNELS[0])
+        self.kernel.options = [("skip", 0), *((f"kernel {k}", k) for k in kernels)]
+        self.kernel.value = kernel
+        expansion = cell.expansion if cell else self.expansion.value
+        self.expansion.options = [(f"e{e}", e) for e in network.offered(network.EXPANSIONS, expansion)]
+        self.expansion.value = expansion
+        if cell:
+            self.strided.value = cell.strided
+        self.expansion.disabled = self.strided.disabled = cell is None
+
+
+class NetworkExplorer(_Explorer):
+    """A notation in a field, pickers that write it, networks by name; two sliders of widths."""
+
+    def __init__(self, root: Path):
+        super().__init__()
+        self.menu, self.found = network.menu(), network.found(root)
+        names = [("as written", ""), *((name, name) for name in (*self.menu, *self.found))]
+        self.chosen = _dropdown("network", names, value="")
+        self.field = w.Text(description="notation", value=network.START, layout=WIDE, style=STYLE)
+        self.field.add_class("kwsbench-notation")
+        self.status = w.HTML(description=" ", layout=WIDE, style=STYLE)  # below the field's text
+        self.status.add_class("kwsbench-problem")
+        self.command = w.HTML(description="command", layout=WIDE, style=STYLE)
+        self.front = _dropdown("front end", network.FRONTS)
+        self.channels = _slider(w.IntSlider, "channels (w)", "of stem and cells")
+        self.head = _slider(w.IntSlider, "head (h)", "channels of the head")
+        self.cells = _slider(w.IntSlider, "cells", "how many")
+        self.rows: list[CellRow] = []
+        self.row_box = w.VBox(layout=w.Layout(width="100%", max_height="236px", overflow="hidden auto"))
+        bits = {"min": 1, "max": 8, "value": 8}
+        self.weight_bits = _slider(w.IntSlider, "weights (bits)", "bits per weight", **bits)
+        self.activation_bits = _slider(w.IntSlider, "activations (bits)", "bits per value of an activation", **bits)
+        self.summary, self.table = _html_table(), _html_table()
+        self.view = network.view(self.state)
+        self.figure = LiveFigure(network.draw(self.view))
+        self.tell("")
+        self._show()
+        self.on(self.chosen, self._choose)
+        self.on(self.field, self._edited)
+        for control in (self.front, self.channels, self.head, self.cells):
+            self.on(control, self._pick)
+        for control in (self.weight_bits, self.activation_bits):
+            self.on(control, self.update)
+        top = [w.HTML(MONOSPACE, layout=w.Layout(display="none")), self.chosen, self.field, self.status, self.command]
+        controls = [self.front, self.channels, self.head, self.cells, self.row_box]
+        controls += [self.weight_bits, self.activation_bits]
+        self.widget = w.VBox([*top, _side_by_side(controls, self.figure), self.summary, self.table])
+
+    @property
+    def state(self) -> network.NetworkState:
+        named = self.menu.get(self.chosen.value)
+        name = self.chosen.value if named is not None and not named.notation else ""
+        return network.NetworkState(self.field.value, name, self.weight_bits.value, self.activation_bits.value)
+
+    @property
+    def description(self) -> Description:
+        """What the pickers say."""
+        cells = tuple(row.cell for row in self.rows[: len(self.row_box.children)])
+        said = Description(self.front.value, self.channels.value, cells, self.head.value)
+        return network.resized(said, self.cells.value)
+
+    def tell(self, message: str) -> None:
+        self.status.value = network.error_html(message) if message else ""
+        self.status.layout.display = None if message else "none"
+
+    def update(self) -> None:
+        try:
+            self.view = network.view(self.state)
+        except ValueError as problem:  # the last network that could be drawn stays
+            self.tell(str(problem))
+            return
+        self.tell("")
+        redraw(self.figure, network.draw(self.view))
+        self._show()
+
+    def _show(self) -> None:
+        self.command.value = network.command_html(self.view.command)
+        self.summary.value = html_table([self.view.totals()], basis=network.TOTALS_BASIS)
+        self.table.value = html_table(self.view.rows, network.TITLES, network.BASIS)
+        if not self.view.state.name:
+            with self.quietly():
+                self._take(parse(self.view.network.notation))
+
+    def _take(self, description: Description) -> None:
+        """Set the pickers to what a notation says."""
+        self.front.options = network.offered(network.FRONTS, description.front)
+        self.front.value = description.front
+        for slider, value, (least, most) in (
+            (self.channels, description.width, network.CHANNELS),
+            (self.head, description.head, network.HEAD_CHANNELS),
+            (self.cells, len(description.cells), network.CELLS),
+        ):
+            with slider.hold_trait_notifications():
+                slider.min, slider.max, slider.value = min(least, value), max(most, value), value
+        while len(self.rows) < len(description.cells):
+            self.rows.append(CellRow(len(self.rows) + 1, self._pick, self))
+        for row, cell in zip(self.rows, description.cells):
+            row.take(cell)
+        self.row_box.children = [row.widget for row in self.rows[: len(description.cells)]]
+
+    def _choose(self) -> None:
+        name = self.chosen.value
+        notation = self.found.get(name) or (self.menu[name].notation if name in self.menu else "")
+        if notation:
+            with self.quietly():
+                self.field.value = notation
+        self.update()
+
+    def _edited(self) -> None:
+        with self.quietly():
+            self.chosen.value = ""
+        self.update()
+
+    def _pick(self) -> None:
+        notation = write(self.description)
+        with self.quietly():
+            self.field.value = notation
+        self._edited()
 
 
 class TrainingMonitor(_Explorer):
