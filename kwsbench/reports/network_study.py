@@ -68,13 +68,31 @@ def pareto_rows(summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def pareto_points(summary: Sequence[Mapping[str, Any]], x: str) -> dict[str, list[dict[str, Any]]]:
-    """Points of ``reports.networks.pareto_figure`` by quantization; ``x``: "flash_bytes" (in kB) or "macs_per_clip" (in
-    millions)."""
+def float_rows(summary: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per network of ``pareto.json`` in float."""
+    return [
+        {
+            "network": entry["network"],
+            "notation": entry["notation"],
+            "accuracy_percent": 100 * entry["accuracy"]["mean"],
+            "95% interval": f"{100 * entry['low']:.1f} to {100 * entry['high']:.1f}",
+            "weights": entry["weights"],
+            "MMACs": entry["macs_per_clip"] / 1e6,
+        }
+        for entry in summary
+        if entry["quantization"] == "float"
+    ]
+
+
+def pareto_points(
+    summary: Sequence[Mapping[str, Any]], x: str, by: str = "quantization"
+) -> dict[str, list[dict[str, Any]]]:
+    """Points of ``reports.networks.pareto_figure``, grouped by a key of the entries; ``x``: "flash_bytes" (in kB) or
+    "macs_per_clip" (in millions)."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for entry in summary:
         value = entry[x]["mean"] / 1000 if x == "flash_bytes" else entry[x] / 1e6
-        groups.setdefault(entry["quantization"], []).append(
+        groups.setdefault(entry[by], []).append(
             {
                 "name": f"{entry['network']}, {entry['quantization']}",
                 "x": round(value, 3),

@@ -41,6 +41,7 @@ def test_points_and_rows_of_a_front_are_in_percent_kilobytes_and_millions():
     assert list(points) == ["8 bits"]
     assert points["8 bits"][0] == {"name": "MFCC, 8 bits", "x": 20.0, "y": 90.0, "low": 80.0, "high": 95.0}
     assert study.pareto_points(summary, "macs_per_clip")["8 bits"][1]["x"] == 2.5
+    assert list(study.pareto_points(summary, "macs_per_clip", "network")) == ["MFCC", "raw"]
     row = study.pareto_rows(summary)[0]
     assert (row["accuracy_percent"], row["95% interval"], row["on the front"]) == (90.0, "80.0 to 95.0", "yes")
     assert row["from float (points)"] is None
