@@ -71,7 +71,9 @@ def _system_table(summary: list[dict], rows: list[dict], kinds: Sequence[str]) -
     for entry in summary:
         mine = [r for r in rows if r["system"] == entry["system"]]
         if mine[0]["kind"] in kinds:
-            table.append([entry["system"], str(entry["seeds"]), *_figures(entry), *_weights(entry, mine), _equal(entry)])
+            table.append(
+                [entry["system"], str(entry["seeds"]), *_figures(entry), *_weights(entry, mine), _equal(entry)]
+            )
     told = [i for i in range(len(names)) if any(cells[i] != "-" for cells in table)]
     return [*_head([names[i] for i in told]), *(_row([cells[i] for i in told]) for cells in table)]
 
