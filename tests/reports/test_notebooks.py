@@ -118,7 +118,7 @@ def test_conclusions_hold_no_typed_in_result(notebook):
 def report(tmp_path_factory):
     """All, in order, with one root: models are trained once."""
     out = tmp_path_factory.mktemp("report")
-    statuses = run_all(PATHS, out, "smoke", {"root": str(tmp_path_factory.mktemp("root"))}, timeout_seconds=240)
+    statuses = run_all(PATHS, out, "smoke", {"root": str(tmp_path_factory.mktemp("root"))}, timeout_seconds=900)
     assert {s.name: s.failure for s in statuses} == dict.fromkeys(NAMES)
     return out
 
