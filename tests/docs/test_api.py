@@ -79,7 +79,8 @@ def test_pages_hold_no_address_that_a_browser_would_ask(api):
 
 @pytest.mark.browser
 def test_a_page_opens_and_searches_without_a_request(api, browser):
-    browser.get("about:blank")  # the page of another test may still complain
+    browser.get("about:blank")  # the page of another test may still complain, and its window may have been a phone's
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     for kind in ("browser", "performance"):
         browser.get_log(kind)
     browser.get((api / "kwsbench.html").as_uri())

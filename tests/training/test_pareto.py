@@ -82,11 +82,15 @@ def test_accuracy_and_difference_are_those_of_the_clips(experiment, made):
 
 
 def test_sizes_are_those_of_program_and_network(experiment, made):
-    system = system_of(MENU["raw"], "raw", fixed(3), 0)
-    wanted = needs(experiment.program(system))
+    both = [needs(experiment.program(system_of(MENU["raw"], "raw", fixed(3), seed))) for seed in (0, 1)]
     found = entry(made[1], "raw", fixed(3))
-    assert found["flash_bytes"]["mean"] == wanted.flash_bytes and found["weights"] == wanted.weights
-    assert found["macs_per_clip"] == wanted.macs_per_clip == cost(MENU["raw"]).macs_per_clip
+    # Constants are stored in as many bytes as their values need: programs of two seeds may differ by a few.
+    assert found["flash_bytes"]["mean"] == np.mean([n.flash_bytes for n in both])
+    assert [r["flash_bytes"] for r in made[1]["rows"] if (r["network"], r["kind"]) == ("raw", "stage_two")] == [
+        n.flash_bytes for n in both
+    ]
+    assert found["weights"] == both[0].weights
+    assert found["macs_per_clip"] == both[0].macs_per_clip == cost(MENU["raw"]).macs_per_clip
     assert found["bits_per_weight"]["mean"] == 3 == found["bits_per_activation"]["mean"]
     assert entry(made[1], "raw", FLOAT)["flash_bytes"]["mean"] == 4 * cost(MENU["raw"]).parameters
 
