@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PROFILES = ("smoke", "default", "full")
-METHODS = ("linear", "tanh", "dorefa", "general", "general_hard", "lsq", "cosine", "s8b")
+METHODS = ("linear", "tanh", "dorefa", "general", "general_hard", "general_slow", "lsq", "cosine", "s8b")
 BATCHNORM = ("unfolded", "folded")
 KINDS = ("float", "control", "stage_one", "stage_two", "post_training")
 TASKS = ("commands", "sentences", "librispeech")

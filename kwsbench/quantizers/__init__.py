@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kwsbench.arithmetic.codebook import Codebook
-from kwsbench.quantizers.general import GeneralWeight, HardGeneralWeight, general_codebook
+from kwsbench.quantizers.general import GeneralWeight, HardGeneralWeight, SlowGeneralWeight, general_codebook
 from kwsbench.quantizers.linear import LinearWeight, linear_codebook
 from kwsbench.quantizers.lsq import LsqWeight
 from kwsbench.quantizers.regularized import CosineWeight, S8bWeight
@@ -26,6 +26,7 @@ QUANTIZERS: dict[str, type[WeightQuantizer]] = {
     "dorefa": DorefaWeight,
     "general": GeneralWeight,
     "general_hard": HardGeneralWeight,
+    "general_slow": SlowGeneralWeight,
     "lsq": LsqWeight,
     "cosine": CosineWeight,
     "s8b": S8bWeight,
@@ -36,6 +37,7 @@ CODEBOOKS: dict[str, Callable[[int], Codebook]] = {
     "dorefa": odd_codebook,
     "general": general_codebook,
     "general_hard": general_codebook,
+    "general_slow": general_codebook,
     "lsq": linear_codebook,
     "cosine": odd_codebook,
     "s8b": general_codebook,
@@ -92,6 +94,7 @@ __all__ = [
     "LinearWeight",
     "LsqWeight",
     "S8bWeight",
+    "SlowGeneralWeight",
     "TanhWeight",
     "WeightQuantizer",
     "general_codebook",

@@ -351,12 +351,14 @@ class QuantizedSpotter(QuantizedModel):
         return float(self.output_ranges[layer]) / 127
 
     def _hidden(self, layer: int, x: torch.Tensor, s_x: float) -> tuple[torch.Tensor, float]:
+        quantizer = self.quantizer(layer)
+        step = quantizer.step()
+        acc = F.linear(x, quantizer.codes())
         if self.observing:
-            self._observe(layer, x.detach(), s_x)
+            self._observe(layer, acc.detach() * (step.detach() * s_x) + self.biases[layer])
         constants = self.constants(layer, s_x)
         s_y = self.output_scale(layer)
         g, offset = self.gain_and_offset(layer)
-        step = self.quantizer(layer).step()
         if isinstance(constants, folding.Folded):
             factor = _tensor(constants.row_factor, x).to(x.dtype)
             acc = F.linear(x, self.folded_codes(layer, factor))
@@ -370,7 +372,6 @@ class QuantizedSpotter(QuantizedModel):
             )
             z = acc * (step * s_x * g.abs()) + offset
         else:
-            acc = F.linear(x, self.quantizer(layer).codes())
             exact = fixedpoint.requantize_unfolded(
                 _to_int(acc),
                 _tensor(constants.gain_codes, x),
@@ -399,10 +400,9 @@ class QuantizedSpotter(QuantizedModel):
         return straight_through(acc * unit + self.biases[-1], exact.double() * unit.detach().double())
 
     @torch.no_grad()
-    def _observe(self, layer: int, x: torch.Tensor, s_x: float) -> None:
-        """Batchnorm statistics and the output range follow the batch, as in float training."""
+    def _observe(self, layer: int, a: torch.Tensor) -> None:
+        """Batchnorm statistics and the output range follow the dense layer's outputs, as in float training."""
         norm = self.norm(layer)
-        a = F.linear(x, self.quantizer(layer).codes()) * (self.quantizer(layer).step() * s_x) + self.biases[layer]
         norm.observe(a)
         peak = self._affine(norm, a).max().clamp_min(1e-3)
         self.output_ranges[layer].lerp_(peak, RANGE_MOMENTUM)

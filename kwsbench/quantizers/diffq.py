@@ -125,7 +125,7 @@ class DiffqWeight(WeightQuantizer):
     def frozen(self) -> LsqWeight:
         """The same weights at the nearest width, with a step that goes on training."""
         fixed = LsqWeight(self.weight, self.bits)
-        fixed.step_size.copy_(self.step())
+        fixed.begin_at(self.step())
         return fixed
 
 

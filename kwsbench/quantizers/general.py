@@ -73,6 +73,7 @@ class GeneralWeight(WeightQuantizer):
 
     method = "general"
     grid = "table"
+    schedule = SHARPNESS
 
     def __init__(self, weight: torch.Tensor, bits: int, per_channel: bool = False):
         super().__init__()
@@ -94,7 +95,7 @@ class GeneralWeight(WeightQuantizer):
 
     def anneal(self, step: int, steps: int) -> None:
         """Set the sharpness for a step of a stage."""
-        first, last = SHARPNESS
+        first, last = self.schedule
         done = step / (HARD_SHARE * steps)
         self.sharpness = None if done >= 1 else first * (last / first) ** done
 
@@ -126,15 +127,18 @@ class GeneralWeight(WeightQuantizer):
     @torch.no_grad()
     def cells(self) -> torch.Tensor:
         """Which of the 2^b centroids each weight takes when hard, counted from the lowest: int64 ``[N, K]``."""
-        bounds, _, _ = self.table()
+        return self._cells(self.table()[0])
+
+    @torch.no_grad()
+    def _cells(self, bounds: np.ndarray) -> torch.Tensor:
         x = self.weight / torch.exp(self.log_scale)[:, None]
         return torch.bucketize(x.double(), torch.as_tensor(bounds, device=x.device), right=True)
 
     def codes(self) -> torch.Tensor:
         """Integer codes as float32 ``[N, K]``, always hard."""
-        _, table, step = self.table()
+        bounds, table, step = self.table()
         x = self.weight / torch.exp(self.log_scale)[:, None]
-        cells = self.cells()
+        cells = self._cells(bounds)
         exact = torch.as_tensor(table.astype(np.int64), device=x.device)[cells]
         levels = expand(self.centroids.sort().values, self.mu)
         moved = (levels - levels.detach())[cells]  # zero, with the gradient of each cell's centroid
@@ -179,6 +183,16 @@ class HardGeneralWeight(GeneralWeight):
 
     def anneal(self, step: int, steps: int) -> None:
         self.sharpness = None
+
+
+class SlowGeneralWeight(GeneralWeight):
+    """The same, softer at first: weights stay free between two centroids for longer, until the learning rate is lower.
+
+    What an earlier end of their freedom costs is the difference from ``general``.
+    """
+
+    method = "general_slow"
+    schedule = (SHARPNESS[0] / 8, SHARPNESS[1])
 
 
 def _assignment(y: torch.Tensor, z: torch.Tensor, sharpness: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,9 +1,10 @@
 """Linear quantization: ``q = clip(round(x / d), lo, hi)``.
 
 Grids: 8 bits symmetric -127..127 (no -128, see docs/arithmetic.md); 2 to 7 bits two's complement; 1 bit
-{-1, +1}. Post-training it is the first baseline (max-abs range). In training the step ``d`` is learned as in
-LSQ (Esser et al., arXiv 1902.08153): gradient of d scaled by 1 / sqrt(N Qp), gradient of the weight masked
-outside the range.
+{-1, +1}. Post-training it is the first baseline. The first step ``d`` is that of the largest weight at 8 bits and that
+of least squared error below: at 2 bits the largest weight would leave three levels, most weights at 0, and training
+does not come back from there. In training d is learned as in LSQ (Esser et al., arXiv 1902.08153): gradient of d scaled
+by 1 / sqrt(N Qp), gradient of the weight masked outside the range.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import nn
 
 from kwsbench.arithmetic.codebook import Codebook, check_bits, integer_codebook
 from kwsbench.quantizers.gradients import scale_gradient, straight_through
-from kwsbench.quantizers.scales import max_abs_scale, mean_abs_scale
+from kwsbench.quantizers.scales import max_abs_scale, mean_abs_scale, mse_scale
 from kwsbench.quantizers.weight import WeightQuantizer
 
 
@@ -36,6 +37,15 @@ def linear_grid(bits: int) -> str:
     return {1: "binary", 8: "symmetric"}.get(bits, "twos_complement")
 
 
+def start_step(weight: np.ndarray, codebook: Codebook, per_channel: bool) -> np.ndarray:
+    """The first step for a weight ``[N, K]`` on a linear unit codebook: float64 ``[1]`` or ``[N]``."""
+    if len(codebook.levels) == 2:
+        return mean_abs_scale(weight, per_channel)
+    if len(codebook.levels) == 255:
+        return max_abs_scale(weight, 127, per_channel)
+    return mse_scale(weight, codebook, per_channel)
+
+
 class LinearWeight(WeightQuantizer):
     """Weight ``[N, K]`` quantized linearly with a learned step (one, or one per row)."""
 
@@ -47,8 +57,7 @@ class LinearWeight(WeightQuantizer):
         self.codebook = linear_codebook(bits)
         self.grid = linear_grid(bits)
         array = weight.detach().cpu().numpy()
-        largest = float(self.codebook.levels[-1])
-        step = mean_abs_scale(array, per_channel) if bits == 1 else max_abs_scale(array, largest, per_channel)
+        step = start_step(array, self.codebook, per_channel)
         self.weight = nn.Parameter(weight.detach().clone())
         self.log_step = nn.Parameter(torch.as_tensor(np.log(step), dtype=torch.float32))
 

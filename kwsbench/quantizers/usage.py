@@ -15,6 +15,7 @@ import torch
 
 from kwsbench.arithmetic.codebook import Codebook, integer_codebook
 from kwsbench.quantizers import CODEBOOKS, QUANTIZERS, WeightQuantizer, centroids
+from kwsbench.quantizers.linear import LinearWeight
 from kwsbench.quantizers.scales import max_abs_scale, mean_abs_scale, mse_scale, sqnr_db
 
 
@@ -35,14 +36,16 @@ class Response:
 def response(method: str, bits: int, x: np.ndarray) -> Response:
     """The response of ``QUANTIZERS[method]`` with its range set to [-1, 1], by its own forward and backward."""
     values = torch.as_tensor(np.asarray(x), dtype=torch.float32)[None]
-    # Made from weights of at most 1, so that the range is 1; then its trained matrix takes every x.
+    # Made from weights of at most 1, so that the range is 1; then its trained matrix takes every x. A linear grid
+    # may clip such weights: x is in units of its own largest level.
     quantizer = QUANTIZERS[method](values.clamp(-1, 1), bits)  # type: ignore[call-arg]
     (trained,) = (p for p in quantizer.parameters() if p.ndim == 2)
-    with torch.no_grad():
-        trained.copy_(values)
-    codes = quantizer.codes()
     assert quantizer.codebook.codes is not None
     largest = float(quantizer.codebook.codes[-1])
+    unit = quantizer.step().item() * largest if isinstance(quantizer, LinearWeight) else 1.0
+    with torch.no_grad():
+        trained.copy_(values * unit)
+    codes = quantizer.codes()
     codes.sum().backward()
     assert trained.grad is not None
     latent = quantizer.latent() / (quantizer.step()[:, None] * largest)
@@ -50,7 +53,7 @@ def response(method: str, bits: int, x: np.ndarray) -> Response:
         np.asarray(x, np.float64),
         codes[0].detach().double().numpy() / largest,
         latent[0].detach().double().numpy(),
-        trained.grad[0].double().numpy() / largest,
+        trained.grad[0].double().numpy() * unit / largest,
     )
 
 

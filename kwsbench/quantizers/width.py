@@ -159,7 +159,7 @@ class TrainedWidthWeight(WeightQuantizer):
         """The same weights at the width of this moment, with a step that goes on training."""
         peak = self.range.peak()
         fixed = LsqWeight(self.weight.clamp(-peak, peak), self.bits)
-        fixed.step_size.copy_(self.step())
+        fixed.begin_at(self.step())
         return fixed
 
 

@@ -62,7 +62,7 @@ def _profile(
     name: str, multiplier: float, cells: int, expansions: tuple[int, ...], steps: tuple[int, int], trials: int
 ) -> SearchProfile:
     warmup, search = steps
-    stage = ClipStage("search", search, learning_rate=3e-3, weight_decay=1e-2, label_smoothing=0.1,
+    stage = ClipStage("search", search, learning_rate=1e-2, weight_decay=1e-2, label_smoothing=0.1,
                       warmup_steps=min(20, search // 4))  # fmt: skip
     kernels = (3, 5) if name == "tiny" else (3, 5, 7)
     before = replace(stage, name="warm-up", steps=warmup)

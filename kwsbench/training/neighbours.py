@@ -114,6 +114,7 @@ def ablations_of(experiment: Experiment, seed: int, bits: int = ABLATION_BITS) -
         *(("bit allocation", replace(base, layer_bits=p)) for p in equal_size_plans(sizes, bits)),
         *(("quantization frequency", replace(base, quantize_every=t)) for t in FREQUENCIES.get(profile, (2, 5))),
         ("no annealing", replace(base, weights=WeightPlan("general_hard", bits))),
+        ("slower annealing", replace(base, weights=WeightPlan("general_slow", bits))),
         ("scale per row", replace(base, weights=WeightPlan("general", bits, per_channel=True))),
     ]
     return [Ablation(what, system, base) for what, system in variants]

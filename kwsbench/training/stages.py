@@ -87,7 +87,7 @@ def train_stage_two(
 
 
 def post_training(model: Spotter, plan: Plan, sampler: WindowSampler) -> QuantizedSpotter:
-    """Everything quantized without training: max-abs weights (mean-abs at 1 bit), calibrated ranges."""
+    """Everything quantized without training: linear weights at the step they start from, calibrated ranges."""
     quantized = QuantizedSpotter(model, plan).to(sampler.features.device)
     quantized.eval()
     quantized.calibrate(calibration_windows(sampler))

@@ -29,7 +29,7 @@ def random_model(plan, seed=0, config=SMALL, kill=None):
         for p in (norm.gain, norm.gamma, norm.beta, norm.mean):
             p.data.normal_(generator=generator)
         norm.var.uniform_(0.5, 2.0, generator=generator)
-        if plan.weights.method in ("general", "general_hard", "s8b") and plan.batchnorm == "folded":
+        if plan.weights.method in ("general", "general_hard", "general_slow", "s8b") and plan.batchnorm == "folded":
             norm.gain.data.abs_()
             norm.gamma.data.abs_()
     for dense in model.dense:

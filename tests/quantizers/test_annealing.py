@@ -23,7 +23,7 @@ STEPS = 160
 
 def anneal(bits, monkeypatch, sharpness=general.SHARPNESS, change=None):
     """A layer that learns a little, so that its weights go where the schedule takes them: its record, soft to hard."""
-    monkeypatch.setattr(general, "SHARPNESS", sharpness)
+    monkeypatch.setattr(general.GeneralWeight, "schedule", sharpness)
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(48, 64, generator=generator) * 0.1
     quantizer = GeneralWeight(target, bits).train()

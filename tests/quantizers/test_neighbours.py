@@ -24,7 +24,7 @@ def test_lsq_starts_at_its_published_step_with_its_published_gradient(bits, per_
     w, largest = weight(), 2 ** (bits - 1) - 1
     q = LsqWeight(w, bits, per_channel)
     mean = w.abs().mean(1) if per_channel else w.abs().mean().reshape(1)
-    assert torch.allclose(q.step_size, 2 * mean / largest**0.5)
+    assert torch.allclose(q.step(), 2 * mean / largest**0.5)
     q.quantized().sum().backward()
     v = (w / q.step().detach()[:, None]).double()
     inside = (v >= -(largest + 1)) & (v <= largest)
@@ -33,7 +33,9 @@ def test_lsq_starts_at_its_published_step_with_its_published_gradient(bits, per_
     per_weight = torch.where(inside, codes - v, codes)
     total = per_weight.sum(1) if per_channel else per_weight.sum().reshape(1)
     elements = w.shape[1] if per_channel else w.numel()
-    assert torch.allclose(q.step_size.grad.double(), total / (elements * largest) ** 0.5, rtol=1e-4, atol=1e-5)
+    published = total / (elements * largest) ** 0.5
+    # Trained is the ratio of the step to its start.
+    assert torch.allclose(q.ratio.grad.double() / q.start.double(), published, rtol=1e-4, atol=1e-5)
 
 
 def test_lsq_at_one_bit_starts_at_the_mean():

@@ -34,8 +34,6 @@ def test_more_bits_never_lose_much_and_rows_never_hurt(method, bits, per_channel
     q = QUANTIZERS[method](w, bits, per_channel)
     got = sqnr_db(w.numpy(), (q.step()[:, None] * q.codes()).detach().numpy())
     floor = {1: 1.0, 2: 1.0, 3: 5.0, 4: 10.0, 5: 15.0, 6: 20.0, 7: 24.0, 8: 26.0}[bits]
-    if method == "linear" and bits == 2:
-        floor = -0.1  # max-abs at 2 bits: nearly everything rounds to zero, which is the point of the baseline
     if method == "dorefa":
         floor = min(floor, 20.0) - 1  # tanh bends the weights; at many bits that error stays
     assert got > floor
@@ -99,7 +97,22 @@ def test_linear_gradient_is_masked_outside_the_range_and_lsq_scaled():
     assert torch.allclose(q.log_step.grad, expected, rtol=1e-3)
 
 
-def test_max_abs_is_the_post_training_rule():
+@pytest.mark.parametrize("bits", [2, 3, 5, 7])
+def test_linear_starts_where_no_other_step_has_less_error(bits):
+    w = weight().double().numpy()
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    steps = np.abs(w).max() / high * np.geomspace(0.05, 1.5, 4000)
+    errors = [np.mean((np.clip(np.floor(w / d + 0.5), low, high) * d - w) ** 2) for d in steps]
+    mine = LinearWeight(weight(), bits).step().item()
+    error = np.mean((np.clip(np.floor(w / mine + 0.5), low, high) * mine - w) ** 2)
+    assert error <= 1.02 * min(errors)
+
+
+def test_linear_at_eight_bits_holds_the_largest_weight():
+    assert LinearWeight(weight(), 8).step().item() == pytest.approx(weight().abs().max().item() / 127)
+
+
+def test_max_abs_is_the_largest_weight_over_the_largest_code():
     w = weight().numpy()
     assert np.allclose(max_abs_scale(w, 7, False), np.abs(w).max() / 7)
     assert np.allclose(max_abs_scale(w, 7, True), np.abs(w).max(1) / 7)
