@@ -16,6 +16,7 @@ PACKAGE = ROOT / "kwsbench"
 FLOORS = {
     "kwsbench.files": 0,
     "kwsbench.processes": 0,
+    "kwsbench.beam": 0,
     "kwsbench.arithmetic": 0,
     "kwsbench.data": 1,
     "kwsbench.features": 1,
@@ -63,6 +64,7 @@ FLOORS = {
 
 TORCH_FREE = (
     "kwsbench.arithmetic",
+    "kwsbench.beam",
     "kwsbench.data",
     "kwsbench.features",
     "kwsbench.metrics",

@@ -1,4 +1,4 @@
-"""Run an integer recognizer over frames, whole or streamed, with greedy search. No torch.
+"""Run an integer recognizer over frames, whole or streamed, with greedy or beam search. No torch.
 
 ``listen(engine, frames, state)`` takes any number of log-mel frames; a whole recording is a call from the fresh state,
 and every chunking gives the same. An engine does the arithmetic: ``Reference`` in NumPy, ``Packed`` (integer/packed.py)
@@ -6,21 +6,27 @@ by kernels on packed weights. All engines give the same integers. Frames that do
 recording are not encoded.
 
 Greedy search on the int32 accumulators: the best symbol at every step, of equal ones the first; at most
-``labels_per_frame`` labels at an encoder frame.
+``labels_per_frame`` labels at an encoder frame. A wider search, ``start(engine, width)``, is the beam of
+``kwsbench.beam`` on log-probabilities in float64, made from the accumulators by their unit. Its best labels may change
+until the last frame has been heard.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
+from kwsbench import beam
 from kwsbench.integer import recognizer_reference as reference
+from kwsbench.integer.program import OutputDense
 from kwsbench.integer.recognizer import Recognizer
 from kwsbench.integer.reference import quantize_input
 
-BLANK = 0
+BLANK = beam.BLANK
+PredictionState = tuple[np.ndarray, np.ndarray]  # h int8, c int16 [H]
 
 
 class Engine(Protocol):
@@ -61,7 +67,11 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class Listening:
-    """All that is remembered between calls; arrays are never changed once they stand here."""
+    """All that is remembered between calls; arrays are never changed once they stand here.
+
+    Of a beam, ``labels`` and the prediction network's state are those of its best hypothesis, and ``emitted_at`` stays
+    empty: a score adds up several alignments.
+    """
 
     pending: np.ndarray  # int8 [< stack, n_mels]
     unreduced: np.ndarray  # int8 [< reduction, width of the layer before the reduction]
@@ -72,6 +82,8 @@ class Listening:
     labels: tuple[int, ...] = ()
     emitted_at: tuple[int, ...] = ()  # encoder frame, from the stream's beginning, of each label
     frames: int = 0  # encoder frames so far
+    width: int = 1  # of the search; 1: greedy
+    hypotheses: tuple[beam.Hypothesis[PredictionState], ...] = ()  # of a beam, best first
 
 
 def spans(recognizer: Recognizer) -> list[slice]:
@@ -80,8 +92,14 @@ def spans(recognizer: Recognizer) -> list[slice]:
     return [slice(start, end) for start, end in zip([0, *ends], ends)]
 
 
-def start(engine: Engine) -> Listening:
-    """The state before the first frame: zeros, and the prediction network after the blank."""
+def start(engine: Engine, width: int = 1) -> Listening:
+    """The state before the first frame: zeros, and the prediction network after the blank. ``width`` 1 searches
+    greedily, more by beam.
+
+    Raises:
+        ValueError: width below 1.
+    """
+    beam.check_width(width)
     recognizer = engine.recognizer
     places, hidden = spans(recognizer), recognizer.prediction.state.codes.shape[1]
     before = places[max(recognizer.reduce_after, 1) - 1]
@@ -94,6 +112,8 @@ def start(engine: Engine) -> Listening:
         np.zeros(places[-1].stop, np.int16),
         h,
         c,
+        width=width,
+        hypotheses=beam.beginning((h, c)) if width > 1 else (),
     )
 
 
@@ -104,12 +124,16 @@ def listen(engine: Engine, frames: np.ndarray, state: Listening) -> Listening:
         ValueError: frames of another width, or not finite.
     """
     encoded, state = encode(engine, frames, state)
-    return search(engine, encoded, state)
+    return search(engine, encoded, state) if state.width == 1 else beam_search(engine, encoded, state)
 
 
-def transcribe(engine: Engine, frames: np.ndarray) -> tuple[int, ...]:
-    """Labels of a whole recording."""
-    return listen(engine, frames, start(engine)).labels
+def transcribe(engine: Engine, frames: np.ndarray, width: int = 1) -> tuple[int, ...]:
+    """Labels of a whole recording, by greedy search or a beam of ``width``.
+
+    Raises:
+        ValueError: width below 1; frames of another width, or not finite.
+    """
+    return listen(engine, frames, start(engine, width)).labels
 
 
 def encode(engine: Engine, frames: np.ndarray, state: Listening) -> tuple[np.ndarray, Listening]:
@@ -161,6 +185,45 @@ def search(engine: Engine, encoded: np.ndarray, state: Listening) -> Listening:
         emitted_at=tuple(emitted_at),
         frames=state.frames + len(encoded),
     )
+
+
+def beam_search(engine: Engine, encoded: np.ndarray, state: Listening) -> Listening:
+    """Beam search over encoder frames int8 ``[T, H]``, from a state that holds hypotheses."""
+    frames = (_Frame(engine, frame) for frame in encoded)
+    hypotheses = beam.search(frames, state.hypotheses, state.width, engine.recognizer.labels_per_frame)
+    h, c = hypotheses[0].prediction
+    return replace(
+        state,
+        prediction_h=h,
+        prediction_c=c,
+        labels=hypotheses[0].labels,
+        frames=state.frames + len(encoded),
+        hypotheses=hypotheses,
+    )
+
+
+def log_probabilities(acc: np.ndarray, output: OutputDense) -> np.ndarray:
+    """int32 accumulators ``[..., symbols]`` -> natural logs of the symbols' probabilities, float64."""
+    logits = acc * output.scale
+    logits -= logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))  # type: ignore[no-any-return]
+
+
+class _Frame:
+    """An encoder frame int8 ``[H]`` as the search asks for it (``kwsbench.beam``)."""
+
+    def __init__(self, engine: Engine, encoded: np.ndarray):
+        self._engine, self._encoded = engine, encoded
+
+    def log_probabilities(self, states: Sequence[PredictionState]) -> np.ndarray:
+        acc = np.stack([self._engine.scores(self._encoded, h) for h, _ in states])
+        return log_probabilities(acc, self._engine.recognizer.output)
+
+    def emit(self, states: Sequence[PredictionState], labels: Sequence[int]) -> list[PredictionState]:
+        after = [(h.copy(), c.copy()) for h, c in states]
+        for label, (h, c) in zip(labels, after, strict=True):
+            self._engine.predict(label, h, c)
+        return after
 
 
 def _join(x: np.ndarray, pending: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

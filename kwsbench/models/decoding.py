@@ -4,27 +4,20 @@ Both work frame by frame and carry all they know in a state, so that encoder fra
 in one piece, to the bit. At each frame at most ``labels_per_frame`` labels are emitted (``TransducerConfig``), then the
 blank follows by force. What was emitted stays in the state.
 
-Greedy takes the best symbol at every step. The beam search (choice; after Graves 2012, arXiv 1211.3711, but frame by
-frame and without his search over prefixes) keeps ``width`` hypotheses at every step: within a frame, all open ones are
-extended by every symbol at once, the blank closing them for this frame; closed ones with the same labels are added up;
-the best ``width`` of open and closed together go on until all are closed. Hence
-
-- width 1 is greedy search, always: one hypothesis, its best symbol;
-- with a width that prunes nothing, a score is the log-probability of the labels summed over all alignments with
-  at most ``labels_per_frame`` labels at a frame, exactly.
-
-Scores are natural logs, in float64. Equal scores: the smaller label sequence first, so that results do not hang on the
-order of a sort.
+Greedy takes the best symbol at every step. The beam search is that of ``kwsbench.beam``, which tells its rules; here
+are its frames in torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from kwsbench.beam import Hypothesis, beginning, search
 from kwsbench.models.recurrent import LstmState
 from kwsbench.models.transducer import BLANK, Transducer
 
@@ -41,19 +34,10 @@ class Greedy:
 
 
 @dataclass(frozen=True, eq=False)
-class Hypothesis:
-    """Labels, the log of their probability so far, and the prediction network's state after them (``[1, n]`` each)."""
-
-    labels: tuple[int, ...]
-    score: float
-    prediction: LstmState
-
-
-@dataclass(frozen=True, eq=False)
 class Beam:
-    """The hypotheses, best first, and the number of encoder frames heard."""
+    """The hypotheses, best first (their prediction states ``[1, n]`` each), and the number of encoder frames heard."""
 
-    hypotheses: tuple[Hypothesis, ...]
+    hypotheses: tuple[Hypothesis[LstmState], ...]
     frames: int
 
     @property
@@ -97,7 +81,7 @@ def greedy_search(model: Transducer, encoded: torch.Tensor, state: Greedy) -> Gr
 @torch.no_grad()
 def beam_start(model: Transducer) -> Beam:
     """The state before the first frame: the empty hypothesis, certain."""
-    return Beam((Hypothesis((), 0.0, model.prediction.fresh()),), 0)
+    return Beam(beginning(model.prediction.fresh()), 0)
 
 
 @torch.no_grad()
@@ -108,76 +92,29 @@ def beam_search(model: Transducer, encoded: torch.Tensor, state: Beam, width: in
         ValueError: width below 1.
         FloatingPointError: a logit is NaN (the frame is named).
     """
-    if width < 1:
-        raise ValueError(f"a beam needs a width of at least 1, got {width}")
-    hypotheses = state.hypotheses
-    for t, frame in enumerate(encoded, start=state.frames):
-        projected = model.joiner.encoder(frame[None].clone())
-        hypotheses = _search_frame(model, projected, hypotheses, width, t)
+    frames = (_Frame(model, frame, number) for number, frame in enumerate(encoded, start=state.frames))
+    hypotheses = search(frames, state.hypotheses, width, model.config.labels_per_frame)
     return Beam(hypotheses, state.frames + len(encoded))
 
 
-def _search_frame(
-    model: Transducer, projected: torch.Tensor, hypotheses: tuple[Hypothesis, ...], width: int, frame: int
-) -> tuple[Hypothesis, ...]:
-    """One encoder frame, already projected ``[1, joint]``."""
-    opened = list(hypotheses)
-    closed: dict[tuple[int, ...], Hypothesis] = {}
-    for _ in range(model.config.labels_per_frame):
-        scores = _log_probabilities(model, projected, opened, frame)
-        candidates = _closing(closed, opened, scores[:, BLANK])
-        ranked = [(-h.score, h.labels, True, h, BLANK) for h in candidates.values()]
-        for parent, row in zip(opened, scores):
-            ranked += [
-                (-(parent.score + float(row[k])), (*parent.labels, k), False, parent, k)
-                for k in _best_labels(row, width)
-            ]
-        ranked.sort(key=lambda entry: entry[:3])
-        kept = ranked[:width]
-        closed = {entry[1]: entry[3] for entry in kept if entry[2]}
-        opened = _emit(model, [(labels, -cost, parent, k) for cost, labels, done, parent, k in kept if not done])
-        if not opened:
-            break
-    else:
-        closed = _closing(closed, opened, _log_probabilities(model, projected, opened, frame)[:, BLANK])
-    return tuple(sorted(closed.values(), key=lambda h: (-h.score, h.labels))[:width])
+class _Frame:
+    """An encoder frame, projected ``[1, joint]``, as the search asks for it (``kwsbench.beam``)."""
 
+    def __init__(self, model: Transducer, frame: torch.Tensor, number: int):
+        self._model, self._number = model, number
+        self._projected = model.joiner.encoder(frame[None].clone())
 
-def _log_probabilities(model: Transducer, projected: torch.Tensor, opened: list[Hypothesis], frame: int) -> np.ndarray:
-    """Log-probabilities ``[hypotheses, symbols]`` at this frame, float64."""
-    states = torch.cat([h.prediction[0] for h in opened])
-    logits = model.joiner.join(projected, model.joiner.prediction(states)).double()
-    if torch.isnan(logits).any():
-        raise FloatingPointError(f"logits at encoder frame {frame} are not finite")
-    return logits.log_softmax(-1).cpu().numpy()
+    def log_probabilities(self, states: Sequence[LstmState]) -> np.ndarray:
+        joiner = self._model.joiner
+        logits = joiner.join(self._projected, joiner.prediction(torch.cat([h for h, _ in states]))).double()
+        if torch.isnan(logits).any():
+            raise FloatingPointError(f"logits at encoder frame {self._number} are not finite")
+        return logits.log_softmax(-1).cpu().numpy()  # type: ignore[no-any-return]
 
-
-def _closing(
-    closed: dict[tuple[int, ...], Hypothesis], opened: list[Hypothesis], blank: np.ndarray
-) -> dict[tuple[int, ...], Hypothesis]:
-    """The closed hypotheses after the open ones have taken the blank too; equal labels are added up."""
-    merged = dict(closed)
-    for hypothesis, log_p in zip(opened, blank):
-        score = hypothesis.score + float(log_p)
-        if hypothesis.labels in merged:
-            score = float(np.logaddexp(merged[hypothesis.labels].score, score))
-        merged[hypothesis.labels] = replace(hypothesis, score=score)
-    return merged
-
-
-def _best_labels(row: np.ndarray, count: int) -> list[int]:
-    """The ``count`` best symbols but the blank; equal ones in order. No more can survive in a beam as wide."""
-    return (1 + np.argsort(-row[1:], kind="stable")[:count]).tolist()
-
-
-def _emit(model: Transducer, children: list[tuple[tuple[int, ...], float, Hypothesis, int]]) -> list[Hypothesis]:
-    """Hypotheses ``(labels, score, parent, label)`` with the prediction network moved on, in one call."""
-    if not children:
-        return []
-    h, c = (torch.cat([parent.prediction[i] for _, _, parent, _ in children]) for i in (0, 1))
-    emitted = torch.tensor([k for *_, k in children], device=h.device)
-    h, c = model.prediction.emit(emitted, (h, c))
-    return [Hypothesis(labels, score, (h[i : i + 1], c[i : i + 1])) for i, (labels, score, _, _) in enumerate(children)]
+    def emit(self, states: Sequence[LstmState], labels: Sequence[int]) -> list[LstmState]:
+        h, c = (torch.cat([state[i] for state in states]) for i in (0, 1))
+        h, c = self._model.prediction.emit(torch.tensor(labels, device=h.device), (h, c))
+        return [(h[i : i + 1], c[i : i + 1]) for i in range(len(labels))]
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,11 +54,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines += ["", *_ablation_table(result["ablations"])]
     if "step_costs" in result:
         lines += ["", *_cost_table(result["step_costs"])]
-    found = [(r["system"], r["seed"], f["message"], f["layer"]) for r in rows for f in r.get("findings", ())]
     if any("findings" in r for r in rows):
-        lines += ["", "## What the annealing says", ""]
-        lines += [f"- {system}, seed {seed}, {layer}: {message}." for system, seed, message, layer in found]
-        lines += [] if found else ["Nothing: no dead centroid, no collapse, neither too fast nor too slow."]
+        lines += ["", *_findings(rows)]
     if s["illustrative"]:
         lines += ["", "Illustrative: one short run, to show the path, not to rank methods."]
     return "\n".join(lines) + "\n"
@@ -170,6 +167,29 @@ def _ablation_table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
                 ]
             )
         )
+    return lines
+
+
+def _findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many layers of how many each finding names, by system, and the first of its messages."""
+    lines = ["## What the annealing says", ""]
+    found: dict[tuple[str, str], list[str]] = {}
+    layers: dict[str, int] = {}
+    for row in rows:
+        if "findings" in row:
+            layers[row["system"]] = layers.get(row["system"], 0) + len(row["layers"])
+        for f in row.get("findings", ()):
+            told = f"seed {row['seed']}, {f['layer']}: {f['message']}"
+            found.setdefault((row["system"], f["kind"]), []).append(told)
+    if not found:
+        return [*lines, "Nothing: no dead centroid, no collapse, neither too fast nor too slow."]
+    lines += [
+        "Findings, of all layers of all seeds; the JSON has every one.",
+        "",
+        *_head(["system", "finding", "times", "in layers", "the first"]),
+    ]
+    for (system, kind), told in found.items():
+        lines.append(_row([system, kind, str(len(told)), str(layers[system]), told[0]]))
     return lines
 
 

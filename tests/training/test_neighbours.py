@@ -110,6 +110,21 @@ def test_the_page_says_what_the_figures_say(result):
     assert "bytes" not in stage_one and "| entropy |" in stage_one
 
 
+def test_findings_are_counted_by_system_and_kind(result):
+    changed = json.loads(json.dumps(result))
+    (row,) = (r for r in changed["rows"] if r["system"] == "stage 1, 2-bit general")
+    row["findings"] = [
+        {"kind": "too fast", "layer": "layer1", "message": "frozen early"},
+        {"kind": "too fast", "layer": "layer3", "message": "frozen too"},
+        {"kind": "collapse", "layer": "layer3", "message": "ran together"},
+    ]
+    lines = markdown(changed).splitlines()
+    assert "| stage 1, 2-bit general | too fast | 2 | 5 | seed 0, layer1: frozen early |" in lines
+    assert "| stage 1, 2-bit general | collapse | 1 | 5 | seed 0, layer3: ran together |" in lines
+    row["findings"] = []
+    assert "Nothing: no dead centroid" in markdown(changed)
+
+
 def test_a_second_run_trains_nothing_and_gives_the_same_rows(experiment, result, tmp_path, monkeypatch):
     def explode(*_, **__):
         raise AssertionError("trained again")
