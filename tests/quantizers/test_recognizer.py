@@ -7,9 +7,10 @@ import torch
 from kwsbench.integer import listen as integer_listen
 from kwsbench.integer.lower import LoweringError
 from kwsbench.integer.lower_recognizer import lower_recognizer
+from kwsbench.integer.packed import Packed
 from kwsbench.models.bifocal import BifocalConfig
 from kwsbench.models.conformer import ConformerConfig
-from kwsbench.models.decoding import listen, listen_start
+from kwsbench.models.decoding import listen, listen_start, recognise
 from kwsbench.models.recurrent import LstmEncoderConfig
 from kwsbench.models.transducer import Transducer, TransducerConfig
 from kwsbench.quantizers import QUANTIZERS
@@ -105,6 +106,33 @@ def test_the_program_computes_what_training_computed(encoder, method, bits, per_
         logits = model(frames[None], torch.zeros(1, 0, dtype=torch.int64))[0, :, 0]
         assert np.array_equal(acc * program.output.scale, logits.detach().numpy())
     assert heard > 20
+
+
+@pytest.mark.parametrize("encoder", ["lstm", "deep", "flat"])
+@pytest.mark.parametrize("width", [2, 4])
+@pytest.mark.parametrize(("method", "bits"), [("linear", 8), ("general", 4), ("tanh", 2)])
+def test_a_beam_on_the_program_is_the_beam_of_training(encoder, method, bits, width):
+    sharp = transducer(encoder)
+    with torch.no_grad():  # so that labels are emitted
+        for layer in (sharp.joiner.encoder, sharp.joiner.prediction, sharp.joiner.output):
+            layer.weight.mul_(4)
+    model = IntegerRecognizer(SoftRecognizer(sharp, RecognizerPlan(WeightPlan(method, bits))), recordings()).eval()
+    program = lower_recognizer(model)
+    engines = integer_listen.Reference(program), Packed(program)
+    heard = 0
+    for frames in recordings():
+        ours = listen(model, frames, listen_start(model, width), width).search
+        for engine in engines:
+            theirs = integer_listen.listen(engine, frames.numpy(), integer_listen.start(engine, width))
+            assert [h.labels for h in theirs.hypotheses] == [h.labels for h in ours.hypotheses]
+            scores = [h.score for h in theirs.hypotheses], [h.score for h in ours.hypotheses]
+            np.testing.assert_allclose(*scores, rtol=0, atol=1e-6)
+            assert theirs.frames == ours.frames
+            assert theirs.labels == recognise(model, frames, width)
+            for a, b in zip(theirs.hypotheses, ours.hypotheses, strict=True):
+                assert np.array_equal(a.prediction[1], b.prediction[1][0].numpy())
+        heard += len(ours.labels)
+    assert heard > 5
 
 
 @pytest.mark.parametrize("encoder", list(ENCODERS))
