@@ -10,7 +10,8 @@ together go on until all are closed. After ``labels_per_frame`` labels the blank
   at most ``labels_per_frame`` labels at a frame, exactly.
 
 Scores are natural logs, in float64. Equal scores: the smaller label sequence first, so that results do not hang on the
-order of a sort. All that is known stands in the hypotheses: frames in any pieces give what they give in one, to the bit.
+order of a sort. All that is known stands in the hypotheses: frames in any pieces give what they give in one, to the
+bit.
 
 Who searches brings a :class:`Frame` for every encoder frame: ``models.decoding`` in torch, ``integer.listen`` in
 integers.

@@ -72,7 +72,7 @@ def test_pieces_give_what_the_whole_gives_and_no_more_is_asked_than_the_width(wi
 
 def test_of_equal_scores_the_smaller_labels_come_first():
     one = search(frames(1, logits=[0.0, 0.0, 0.0]), beginning(()), 3, 1)
-    assert [h.labels for h in one] == [(), (1,), (2,)][: len(one)]
+    assert [h.labels for h in one] == [(), (1,), (2,)]
     assert search(frames(3, logits=[0.0, 1.0, 1.0]), beginning(()), 1, 2)[0].labels == (1,) * 6
     assert search(frames(3, logits=[1.0, 1.0, 1.0]), beginning(()), 1, 2)[0].labels == ()
 

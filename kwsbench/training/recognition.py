@@ -5,7 +5,7 @@
 Tasks: ``commands`` (single words of any corpus strung together), ``sentences`` (the embedded synthesizer, no
 recordings), ``librispeech`` (its folders, by characters). Artifacts lie under ``root`` in folders named by a hash of
 all they depend on, as in experiment.py. Every choice is made on validation; the test split is recognised once per
-system, greedily, and the hypotheses are kept.
+system, greedily (or by a beam, where one is asked for), and the hypotheses are kept.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kwsbench.beam import check_width
 from kwsbench.data.corpora import open_corpus
 from kwsbench.data.mixing import MixRecipe
 from kwsbench.data.sentences import RECIPES as SENTENCES
@@ -55,6 +56,7 @@ from kwsbench.training.transducer import (
     Recognised,
     TransducerTraining,
     UtteranceSampler,
+    recognise_bank,
     recognise_together,
     train_transducer,
 )
@@ -413,17 +415,26 @@ class Recognition:
 
     # ------------------------------------------------------------ evaluation
 
-    def recognised(self, system: RecognitionSystem, split: str) -> Recognised:
-        """What a system made of a split, searched greedily."""
-        bank = self.bank(split)
+    def recognised(self, system: RecognitionSystem, split: str, width: int = 1) -> Recognised:
+        """What a system made of a split, searched greedily or by a beam of ``width`` (utterance by utterance: slower).
+
+        Raises:
+            ValueError: width below 1.
+        """
+        check_width(width)
+        bank, features = self.bank(split), self.spec.profile.features
 
         def make(file: Path) -> None:
             model = self.model(system)
             listener: Any = model.as_float() if isinstance(model, SoftRecognizer) else model
-            heard = recognise_together(listener, bank, self.vocabulary, self.spec.profile.features)
+            if width == 1:
+                heard = recognise_together(listener, bank, self.vocabulary, features)
+            else:
+                heard = recognise_bank(listener, bank, self.vocabulary, features, width)
             write_json(file, heard.to_json())
 
-        file = self.folder(system) / f"recognised-{split}-{bank.source_hash[:12]}.json"
+        beam = f"-beam-{width}" if width > 1 else ""
+        file = self.folder(system) / f"recognised-{split}-{bank.source_hash[:12]}{beam}.json"
         return kept(file, self._title(system), lambda path: Recognised.from_json(json.loads(path.read_text())), make)
 
     def has_program(self, system: RecognitionSystem) -> bool:

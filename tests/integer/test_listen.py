@@ -171,7 +171,8 @@ def test_without_pruning_scores_are_those_of_all_alignments(name, seed):
     expected = all_alignments(engine, encoded, per_frame=2)
     state = listen.listen(engine, x, listen.start(engine, 10_000))
     assert len(state.hypotheses) == len(expected) == 2**7 - 1
-    np.testing.assert_allclose([s for _, s in found(state)], [expected[labels] for labels, _ in found(state)], atol=1e-9)
+    for labels, score in found(state):
+        np.testing.assert_allclose(score, expected[labels], atol=1e-9, err_msg=str(labels))
     assert state.labels == max(expected, key=expected.__getitem__) == listen.transcribe(engine, x, 10_000)
 
 

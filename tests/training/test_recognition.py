@@ -10,6 +10,8 @@ import torch
 
 from kwsbench.data.audio import SAMPLE_RATE, write_flac
 from kwsbench.data.sequences import usual_words
+from kwsbench.integer.listen import transcribe
+from kwsbench.integer.packed import Packed
 from kwsbench.models.transducer import Transducer
 from kwsbench.quantizers.attach import WeightPlan
 from kwsbench.quantizers.recognizer import IntegerRecognizer, RecognizerPlan, SoftRecognizer
@@ -129,6 +131,19 @@ def test_together_is_as_one_by_one(recognition):
         single, together = recognise_bank(*args), recognise_together(*args, batch=7)
         assert single.hypotheses == together.hypotheses and any(single.hypotheses)
         assert np.array_equal(single.delay_seconds, together.delay_seconds, equal_nan=True)
+
+
+def test_a_beam_is_asked_for_by_its_width_and_kept_beside_the_greedy_search(recognition, monkeypatch):
+    system = RecognitionSystem("stage_two", 0, "lstm", FOUR)
+    greedy, wide = recognition.recognised(system, "test"), recognition.recognised(system, "test", width=3)
+    engine, bank = Packed(recognition.program(system)), recognition.bank("test")
+    heard = [recognition.vocabulary.decode(transcribe(engine, bank.utterance(i), width=3)) for i in range(len(bank))]
+    assert list(wide.hypotheses) == heard
+    monkeypatch.setattr("kwsbench.training.recognition.recognise_bank", lambda *a: pytest.fail("decoded twice"))
+    assert recognition.recognised(system, "test", width=3).hypotheses == wide.hypotheses
+    assert recognition.recognised(system, "test").hypotheses == greedy.hypotheses
+    with pytest.raises(ValueError, match="width of at least 1, got 0"):
+        recognition.recognised(system, "test", width=0)
 
 
 def test_hypotheses_survive_json(recognition):
