@@ -137,7 +137,8 @@ def test_whole_programs_equal_c(c, call, method, bits, form, rounding):
         for p in (norm.gain, norm.gamma, norm.beta, norm.mean):
             p.data.normal_(generator=generator)
         norm.var.uniform_(0.5, 2.0, generator=generator)
-        if method in ("general", "general_hard", "general_slow", "s8b") and form == "folded":  # a table of centroids cannot change sign
+        # A table of centroids cannot change sign.
+        if method in ("general", "general_hard", "general_slow", "s8b") and form == "folded":
             norm.gain.data.abs_()
             norm.gamma.data.abs_()
     for dense in model.dense:
