@@ -95,7 +95,7 @@ def _profile(name: str, steps: tuple[int, int, int], rate: float, sampling: Clip
 PROFILES = {
     "tiny": _profile("tiny", (24, 10, 6), 2e-2, ClipSampling(batch=16, rounds=1)),
     "smoke": _profile("smoke", (300, 100, 40), 2e-2, ClipSampling(batch=32, rounds=2)),
-    "default": _profile("default", (2000, 300, 100), 1e-2, ClipSampling(batch=64, rounds=6), seeds=(0, 1, 2)),
+    "default": _profile("default", (1600, 300, 100), 1e-2, ClipSampling(batch=64, rounds=6), seeds=(0, 1, 2)),
     # The sibling's recipe (arXiv 2012.10138, its code): SGD, batch 100, 120 epochs of the 36,923 training clips that
     # Speech Commands v0.02 has of twelve classes; the later stages are ours.
     "full": replace(

@@ -77,7 +77,7 @@ UNTRAINED = Quantization("8 bits, not trained", "post_training", ConvPlan(Weight
 MIXED = Quantization("mixed 2/4/8 in limits", "stage_two", BudgetPlan())
 
 WAYS = ("float", "control", "untrained", "fixed", "width", "diffq", "mixed")
-BITS = {"tiny": (4,), "smoke": (8, 3, 2), "default": (8, 4, 3, 2), "full": (8, 4, 3, 2, 1)}
+BITS = {"tiny": (4,), "smoke": (8, 3, 2), "default": (8, 4, 3, 2, 1), "full": (8, 4, 3, 2, 1)}
 # Mean bits that the learned widths may take: beside a fixed width of as many.
 BUDGET_BITS = {"tiny": 5.0}
 USUAL_BUDGET_BITS = 3.0
