@@ -132,7 +132,13 @@ def listen_start(model: Transducer, width: int = 1) -> Listening:
 
 @torch.no_grad()
 def listen(model: Transducer, frames: torch.Tensor, state: Listening, width: int = 1) -> Listening:
-    """Take in log-mel frames ``[T, n_mels]``, any T; ``state.search.labels`` are the labels so far."""
+    """Take in log-mel frames ``[T, n_mels]``, any T; ``state.search.labels`` are the labels so far.
+
+    Raises:
+        ValueError: the state was started for a greedy search and ``width`` asks for a beam.
+    """
+    if isinstance(state.search, Greedy) and width != 1:
+        raise ValueError(f"this state searches greedily: start with listen_start(model, {width}) for a beam of {width}")
     encoded, encoder = model.encoder.step(model.normalise(frames[None]), state.encoder)
     if isinstance(state.search, Beam):
         return Listening(encoder, beam_search(model, encoded[0], state.search, width))

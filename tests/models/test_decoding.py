@@ -151,3 +151,9 @@ def test_bad_input_is_named():
         greedy_search(model, encoded(model, 2), greedy_start(model))
     with pytest.raises(FloatingPointError, match="encoder frame 0 are not finite"):
         beam_search(model, encoded(model, 2), beam_start(model), 2)
+
+
+def test_a_beam_does_not_go_on_from_a_greedy_state():
+    model, frames = transducer(), torch.zeros(8, LSTM.n_mels)
+    with pytest.raises(ValueError, match=r"start with listen_start\(model, 4\)"):
+        listen(model, frames, listen_start(model), 4)

@@ -28,7 +28,8 @@ from kwsbench.reports.tables import html_table
 from kwsbench.training import background
 from kwsbench.training.background import Job
 
-WIDE = w.Layout(width="100%")  # one layout of many widgets: never changed
+# One layout of many widgets: never changed. They have a margin of 2 px on each side.
+WIDE = w.Layout(width="calc(100% - 4px)")
 CONTROLS = w.Layout(flex="0 0 348px", width="348px", overflow="visible")
 FIGURE = w.Layout(flex="1 1 480px", min_width="420px")
 STYLE = {"description_width": "132px"}
@@ -409,7 +410,7 @@ class NetworkExplorer(_Explorer):
         self.field = w.Text(description="notation", value=network.START, layout=WIDE, style=STYLE)
         self.field.add_class("kwsbench-notation")
         # Below the field's text, and with a layout of its own: it comes and goes.
-        self.status = w.HTML(description=" ", layout=w.Layout(width="100%"), style=STYLE)
+        self.status = w.HTML(description=" ", layout=w.Layout(width=WIDE.width), style=STYLE)
         self.status.add_class("kwsbench-problem")
         self.command = w.HTML(description="command", layout=WIDE, style=STYLE)
         self.front = _dropdown("front end", network.FRONTS)
