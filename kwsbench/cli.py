@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -395,7 +396,7 @@ def pareto_command(
     ] = "",
     seeds: Annotated[str, typer.Option(help="comma-separated; the profile's own if empty")] = "",
     root: Annotated[Path, typer.Option(help="where clips, features and models are kept")] = Path("runs"),
-    out: Annotated[Path, typer.Option(help="folder that receives pareto.json and pareto.md")] = Path("reports/pareto"),
+    out: Annotated[Path, typer.Option(help="folder that receives pareto.json, .md and .png")] = Path("reports/pareto"),
     workers: Annotated[int, typer.Option(help="voices synthesized at once")] = 2,
 ) -> None:
     """Accuracy against weights, operations and bytes: networks in float, at fixed widths and at widths that they learn.
@@ -408,6 +409,7 @@ def pareto_command(
     """
     from kwsbench.arithmetic.codebook import check_bits
     from kwsbench.files import check_writable
+    from kwsbench.reports.pictures import pareto_picture
     from kwsbench.training.clip_experiment import open_clips
     from kwsbench.training.pareto import markdown, networks_of, quantizations_of, run_pareto
 
@@ -420,13 +422,15 @@ def pareto_command(
     networks = networks_of(profile, experiment.spec.task.labels, notations, _names(menu))
     run_seeds = given_seeds or list(experiment.spec.profile.seeds)
     command = f"kwsbench pareto{_clip_options(data, experiment.spec.task.name, profile)}"
-    command += "".join(f' --network "{text}"' for text in notations) + (f" --menu {menu}" if menu else "")
+    command += "".join(f' --network "{text}"' for text in notations) + (f" --menu {shlex.quote(menu)}" if menu else "")
     command += (
         (f" --bits {bits}" if bits else "")
         + (f" --ways {ways}" if ways else "")
         + f" --seeds {','.join(map(str, run_seeds))}"
     )
-    print(markdown(run_pareto(experiment, networks, columns, run_seeds, out, command)))
+    result = run_pareto(experiment, networks, columns, run_seeds, out, command)
+    pareto_picture(result["summary"], out / "pareto.png")
+    print(markdown(result))
 
 
 @app.command("doctor")

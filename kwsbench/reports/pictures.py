@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -41,3 +42,50 @@ def det_picture(systems: Mapping[str, Sequence[DetCurve]], path: Path, target_fr
         figure.legend(loc="outside right center", fontsize=9)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png")
+
+
+# How a quantization is drawn, by how its name in a table of training/pareto.py begins.
+MARKERS = {"float": "o", "8 bits, not": "x", "trained": "^", "DiffQ": "v", "mixed": "D", "": "s"}
+
+
+def pareto_picture(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The table of `kwsbench pareto`: accuracy over the bytes of a device (every quantization) and over operations
+    (float), with 95% intervals; a colour per network, a marker per kind of quantization, the fixed widths joined."""
+    style = {**matplotlib_style(), "text.color": "#333333", "savefig.facecolor": "white"}
+    networks = list(dict.fromkeys(entry["network"] for entry in summary))
+    with matplotlib.rc_context(rc=style):  # type: ignore[arg-type]
+        figure = Figure(figsize=(11, 5.2), dpi=110, layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        for i, network in enumerate(networks):
+            colour = PALETTE[i % len(PALETTE)]
+            mine = [e for e in summary if e["network"] == network and e["kind"] != "control"]
+            for entry in mine:
+                name = entry["quantization"]
+                marker = next(m for start, m in MARKERS.items() if name.startswith(start))
+                _point(left, entry["flash_bytes"]["mean"] / 1000, entry, colour, marker)
+                if entry["kind"] == "float":
+                    _point(right, entry["macs_per_clip"] / 1e6, entry, colour, marker)
+            fixed = sorted(
+                (e["flash_bytes"]["mean"] / 1000, 100 * e["accuracy"]["mean"])
+                for e in mine
+                if e["quantization"].endswith(" bits") and "budget" not in e["quantization"]
+            )
+            left.plot(*zip(*fixed), color=colour, linewidth=1, alpha=0.6) if fixed else None
+            left.plot([], [], color=colour, marker="s", linewidth=1, label=network)
+        shown = {next(m for start, m in MARKERS.items() if e["quantization"].startswith(start)) for e in summary}
+        names = {"o": "float", "s": "fixed width", "x": "8 bits, not trained", "^": "trained width", "v": "DiffQ",
+                 "D": "mixed 2/4/8"}  # fmt: skip
+        for marker, name in names.items():
+            if marker in shown:
+                left.plot([], [], color="#333333", marker=marker, linestyle="", label=name)
+        left.set(xscale="log", xlabel="FLASH (kB), 4 bytes per parameter in float", ylabel="accuracy on test (%)")
+        right.set(xscale="log", xlabel="operations of a clip (millions), float")
+        figure.legend(loc="outside right center", fontsize=9)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png")
+
+
+def _point(axes: Any, x: float, entry: Mapping[str, Any], colour: str, marker: str) -> None:
+    y = 100 * entry["accuracy"]["mean"]
+    span = [[max(0.0, y - 100 * entry["low"])], [max(0.0, 100 * entry["high"] - y)]]
+    axes.errorbar(x, y, yerr=span, color=colour, marker=marker, markersize=6, elinewidth=0.8, alpha=0.85, linestyle="")
