@@ -349,10 +349,12 @@ def search_command(
     Example: kwsbench search --data data/speech_commands_v0.02 --task twelve --front raw --target 13.6 --profile full
     """
     from kwsbench.files import check_writable
+    from kwsbench.models.space import front_of
     from kwsbench.training.clip_experiment import open_clips
     from kwsbench.training.clip_search import SEARCHES, STRATEGIES, ClipSearch, markdown, run_search
 
     chosen, run_seeds = _names(strategies), _seeds(seeds)
+    front_of(front)  # a mistyped one is refused before any work
     if not chosen or not set(chosen) <= set(STRATEGIES):
         raise ValueError(f"--strategies takes some of {', '.join(STRATEGIES)}, got {strategies!r}")
     check_writable(out)
@@ -361,9 +363,8 @@ def search_command(
     command = (
         f"kwsbench search{_clip_options(data, experiment.spec.task.name, profile)} --strategies {','.join(chosen)}"
     )
-    command += (
-        f" --front {front} --target {searches[0].target_macs / 1e6:g} --seeds {','.join(map(str, run_seeds or [0]))}"
-    )
+    command += f" --front {front}" + (f" --target {target!r}" if target else "")
+    command += f" --seeds {','.join(map(str, run_seeds or [0]))}"
     print(markdown(run_search(searches, chosen, out, command)))
 
 

@@ -52,10 +52,12 @@ def quantize(program: Convolutional, x: np.ndarray) -> np.ndarray:
     """What is heard -> integer codes ``[T, bins, 1]``, int8, or int16 for samples.
 
     Raises:
-        ValueError: another width than the program's, or values that are not finite.
+        ValueError: another width than the program's, values that are not finite, or integers that are not int16.
     """
     x, bins = np.asarray(x), program.front["bins"]
     if program.front["kind"] == "raw":
+        if np.issubdtype(x.dtype, np.integer) and x.dtype != np.int16:
+            raise ValueError(f"samples are int16, or floats of full scale +-1; got {x.dtype}: convert them first")
         x = x[:, None] if x.ndim == 1 else x
         x = x / np.float32(2**15) if x.dtype == np.int16 else x
     x = np.asarray(x, np.float32)

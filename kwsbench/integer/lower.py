@@ -48,18 +48,25 @@ def lower(model: QuantizedSpotter, frame_seconds: float = 0.03, metadata: dict[s
     )
 
 
-def prove(name: str, codes: np.ndarray, bias: np.ndarray, max_abs_input: int, max_abs_product: int = 0) -> Proof:
-    """Bounds of one layer over all possible inputs.
+def prove(
+    name: str,
+    codes: np.ndarray,
+    bias: np.ndarray,
+    max_abs_input: int,
+    max_abs_product: int = 0,
+    gemm_limit: int = GEMM_LIMIT,
+) -> Proof:
+    """Bounds of one layer over all possible inputs; ``gemm_limit``: that of the arithmetic that emulates it.
 
     Raises:
-        LoweringError: the int32 accumulator, the float32 emulation or a 53-bit product could overflow.
+        LoweringError: the int32 accumulator, the emulation or a 53-bit product could overflow.
     """
     gemm = np.abs(codes.astype(np.int64)).sum(axis=1) * max_abs_input
     accumulator = gemm + np.abs(bias.astype(np.int64))
     if accumulator.max() >= 2**31:
         row = int(accumulator.argmax())
         raise LoweringError(f"{name}: row {row} can reach {accumulator.max()}, beyond int32")
-    if gemm.max() >= GEMM_LIMIT:
+    if gemm.max() >= gemm_limit:
         row = int(gemm.argmax())
         raise LoweringError(
             f"{name}: row {row} can reach {gemm.max()}, beyond the 2^24 that float32 emulates exactly: use fewer "

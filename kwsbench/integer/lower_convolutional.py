@@ -13,9 +13,9 @@ import torch
 
 from kwsbench.integer import convolution as program
 from kwsbench.integer.lower import LoweringError, prove
-from kwsbench.integer.program import InputQuantizer, OutputDense, Proof
+from kwsbench.integer.program import InputQuantizer, OutputDense
 from kwsbench.models.layers import Add, Conv, Layer, Output, Pool, shapes
-from kwsbench.quantizers.convolutional import SAMPLE_LIMIT, QuantizedConvNet
+from kwsbench.quantizers.convolutional import QuantizedConvNet
 
 FLOAT32_EXACT = 2**24
 
@@ -45,22 +45,6 @@ def lower_convolutional(model: QuantizedConvNet, metadata: dict[str, Any] | None
         operations=tuple(_operation(model, layer, index) for layer in network.layers),
         metadata={"plan": model.plan.to_json(), "notation": network.notation, **(metadata or {})},
     )
-
-
-def prove_samples(name: str, codes: np.ndarray, bias: np.ndarray) -> Proof:
-    """Bounds of a layer that reads 16-bit samples, whose sums training makes in float64.
-
-    Raises:
-        LoweringError: the int32 accumulator could overflow.
-    """
-    sums = np.abs(codes.astype(np.int64)).sum(axis=1) * SAMPLE_LIMIT
-    accumulator = sums + np.abs(bias.astype(np.int64))
-    if accumulator.max() >= 2**31:
-        raise LoweringError(
-            f"{name}: row {int(accumulator.argmax())} can reach {accumulator.max()}, beyond int32: use fewer taps or "
-            "fewer bits"
-        )
-    return Proof(SAMPLE_LIMIT, int(accumulator.max()), int(sums.max()))
 
 
 def _operation(model: QuantizedConvNet, layer: Layer, index: dict[str, int]) -> program.Operation:
@@ -98,8 +82,8 @@ def _conv(model: QuantizedConvNet, layer: Conv) -> program.Conv:
     activation = model.activation(name)
     low, high = activation.limits()
     largest = model.largest_input(name)
-    samples = largest == SAMPLE_LIMIT
-    proof = prove_samples(name, matrix, constants.bias) if samples else prove(name, matrix, constants.bias, largest)
+    # Training takes float64 where float32 is not exact: only int32 is a limit.
+    proof = prove(name, matrix, constants.bias, largest, gemm_limit=2**31)
     return program.Conv(
         name=name,
         codes=matrix.reshape(len(matrix), *layer.kernel, -1),

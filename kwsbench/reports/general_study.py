@@ -11,12 +11,33 @@ from typing import Any
 
 import numpy as np
 
+from kwsbench.arithmetic.codebook import check_bits
 from kwsbench.features.lfbe import LfbeConfig
 from kwsbench.integer.packed import Packed
 from kwsbench.integer.recognizer import Recognizer
 from kwsbench.integer.replay import FrameStream, frame_chunks, replay, summarise
 
 CHUNK_SECONDS = 0.06
+LAYERS = 5  # of the spotter
+EFFORTS = ("tiny", "smoke", "default", "full")
+ENCODERS = ("lstm", "conformer")
+
+
+def check_parameters(shown_layer: int, recognizers: str, encoders: Sequence[str], bits: Sequence[int]) -> None:
+    """Refuse what notebook 08 would only meet after its first trainings.
+
+    Raises:
+        ValueError: the parameter and what it may be.
+    """
+    if not 0 <= shown_layer < LAYERS:
+        raise ValueError(f"shown_layer is 0 to {LAYERS - 1}, got {shown_layer}")
+    if recognizers and recognizers not in EFFORTS:
+        raise ValueError(f"recognizers is one of {', '.join(EFFORTS)}, or empty; got {recognizers!r}")
+    unknown = [encoder for encoder in encoders if encoder not in ENCODERS]
+    if unknown or not encoders:
+        raise ValueError(f"encoders are some of {', '.join(ENCODERS)}, got {list(encoders)}")
+    for width in bits:
+        check_bits(width)
 
 
 def annealing_rows(layers: Mapping[str, Any], findings: Sequence[Any]) -> list[dict[str, Any]]:

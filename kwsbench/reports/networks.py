@@ -178,7 +178,8 @@ def pareto_figure(
     y_title: str,
     title: str = "What each byte buys",
 ) -> go.Figure:
-    """Points ``{"name", "x", "y", "low", "high"}`` by group over a logarithmic x, and the front, which none beats.
+    """Points ``{"name", "x", "y", "low", "high"}`` by group over a logarithmic x, and a front: that of the points which
+    say so (``on_front``: it was found elsewhere, on validation), else what none of those shown beats.
 
     Raises:
         ValueError: no point, or one whose x is not above 0.
@@ -187,7 +188,10 @@ def pareto_figure(
     if not points or min(float(p["x"]) for p in points) <= 0:  # type: ignore[arg-type]
         raise ValueError("a Pareto plot needs points of a positive x")
     fig = figure(title, x_title, y_title, f"{title}: {len(points)} systems in {len(groups)} groups.")
-    front = front_of([(float(p["x"]), float(p["y"])) for p in points])  # type: ignore[arg-type]
+    if any("on_front" in p for p in points):
+        front = [i for i, p in enumerate(points) if p.get("on_front")]
+    else:
+        front = front_of([(float(p["x"]), float(p["y"])) for p in points])  # type: ignore[arg-type]
     on = sorted({(float(points[i]["x"]), float(points[i]["y"])) for i in front})  # type: ignore[arg-type]
     fig.add_scatter(
         x=[x for x, _ in on],

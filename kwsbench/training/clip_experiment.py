@@ -37,8 +37,8 @@ from kwsbench.models.convolutional import ConvNet
 from kwsbench.models.handmade import BCResNet
 from kwsbench.models.layers import Front, Network
 from kwsbench.quantizers import budget
-from kwsbench.quantizers.convolutional import ConvPlan, QuantizedConvNet, activated, weighted
-from kwsbench.quantizers.learned import LEARNERS, LearnedConvNet, budget_of_mean_bits
+from kwsbench.quantizers.convolutional import ConvPlan, QuantizedConvNet, activated, elements, weighted
+from kwsbench.quantizers.learned import LEARNERS, LearnedConvNet, budget_of_mean_bits, smallest_kb
 from kwsbench.training.artifacts import kept, usable_checkpoint
 from kwsbench.training.checkpoints import CheckpointError, OtherModelError, read_tensors, write_tensors
 from kwsbench.training.clips import ClipSampler, ClipSampling, ClipStage
@@ -131,6 +131,23 @@ class LearnedPlan:
     def __post_init__(self) -> None:
         if self.learner not in LEARNERS:
             raise ValueError(f"unknown learner {self.learner!r}; choose one of {sorted(LEARNERS)}")
+        for what, bits in (("weight", self.weight_bits), ("activation", self.activation_bits)):
+            if bits is not None and not 1 <= bits <= 8:
+                raise ValueError(f"learned widths have a budget of 1 to 8 bits per {what} in the mean, got {bits:g}")
+
+    def check(self, network: Network) -> None:
+        """Raises ValueError for a budget that no widths of this network meet; the least is named, in bits."""
+        try:
+            budget_of_mean_bits(network, self.weight_bits, self.activation_bits, self.force).check(network)
+        except ValueError as error:
+            counts, least = elements(network), smallest_kb(network)
+            values = {kind: sum(n for name, n in counts.items() if name.endswith(end))
+                      for kind, end in (("weight", ".weight"), ("activation", ".output"))}  # fmt: skip
+            told = ", ".join(f"{8000 * least[kind] / values[kind]:.2f} per {kind}" for kind in values)
+            raise ValueError(
+                f"a budget of {self.weight_bits} bits per weight and {self.activation_bits} per activation cannot be "
+                f"reached by {network.notation or 'this network'}: the narrowest widths take {told}"
+            ) from error
 
     def model(self, net: ConvNet) -> LearnedConvNet:
         """The network under this plan. Raises ValueError for a budget that no widths meet (the least is named)."""
@@ -349,8 +366,9 @@ class ClipExperiment:
 
     def _load(self, system: ClipSystem, file: Path) -> Model:
         tensors, header = read_tensors(file)
-        network = json.loads(json.dumps(system.network.to_json()))
-        if header.get("network") != network:
+        wanted = json.loads(json.dumps(system.network.to_json()))
+        # Another spelling of the same layers is the same network.
+        if dict(header.get("network") or {}, notation="") != dict(wanted, notation=""):
             raise OtherModelError(f"{file} holds another network than {system.title}")
         model: Model = _built(system)
         if header["plan"] is not None:

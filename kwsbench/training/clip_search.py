@@ -12,6 +12,7 @@ interrupted search goes on.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -30,12 +31,21 @@ from kwsbench.training.clip_experiment import ClipExperiment
 from kwsbench.training.clips import ClipSampler, ClipStage
 from kwsbench.training.search import SearchConfig, search
 from kwsbench.training.search_record import SearchRecord, Trials
-from kwsbench.training.search_trials import BitSpace, TrialConfig, halves, optuna_search, random_search
+from kwsbench.training.search_trials import (
+    BitSpace,
+    TrialConfig,
+    draw_networks,
+    halves,
+    optuna_search,
+    random_search,
+)
 from kwsbench.training.supernet import CostTable, cost_table, most_probable_within
 
 STRATEGIES = ("proxyless", "random", "optuna")
 # Part of every artifact's identity: raise it when the same settings would search otherwise.
 ARTIFACT_VERSION = 1
+TRIALS_VERSION = 2  # of the baselines alone
+TOLERANCES = (0.1, 0.3, 0.9)
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,8 @@ class ClipSearch:
             "device": self.experiment.device,
             "version": ARTIFACT_VERSION,
         }
+        if strategy != "proxyless":
+            identity["trials"] = [TRIALS_VERSION, asdict(self.experiment.spec.profile.stage_one)]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         return self.experiment.root / f"search-{strategy}-{digest}"
 
@@ -170,12 +182,13 @@ class ClipSearch:
         p, file = self.profile, self.folder(strategy) / "trials.json"
 
         def make(file: Path) -> None:
-            config = TrialConfig(p.stage, p.trials, self.record().macs, self.target_macs, tolerance=0.3)
+            config = TrialConfig(p.stage, p.trials, self.record().macs, self.target_macs, self.tolerance)
             clips, folder, told = self.validation, file.parent, self.experiment.progress
             if strategy == "random":
                 found = random_search(self.space, self.training, clips, config, self.seed, folder, told)
             else:
-                bits = BitSpace(halves(self.space), replace(p.stage, name="stage 1"), self.limit_bytes)
+                quantized = self.experiment.spec.profile.stage_one  # that of every table: a low rate, AdamW
+                bits = BitSpace(halves(self.space), quantized, self.limit_bytes)
                 found = optuna_search(self.space, self.training, clips, config, bits, self.seed, folder, told)
             write_json(file, found.to_json())
 
@@ -185,6 +198,18 @@ class ClipSearch:
             lambda path: Trials.from_json(json.loads(path.read_text())),
             make,
         )
+
+    @cached_property
+    def tolerance(self) -> float:
+        """How far below the target, as a share, the random search draws: a tenth, or more where the space has fewer
+        networks there than are trained."""
+        for share in TOLERANCES[:-1]:
+            with contextlib.suppress(ValueError):
+                if len(draw_networks(self.table, self.target_macs, share, self.profile.trials, self.seed)) == (
+                    self.profile.trials
+                ):
+                    return share
+        return TOLERANCES[-1]
 
     @property
     def limit_bytes(self) -> float:

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from kwsbench.arithmetic.codebook import check_bits
 from kwsbench.files import write_json, write_text
+from kwsbench.integer.lower import LoweringError
 from kwsbench.metrics.compare import spread, wilson_interval
 from kwsbench.metrics.paired import AccuracyDifference, accuracy_difference
 from kwsbench.metrics.pareto import front_of
@@ -158,11 +159,18 @@ def run_pareto(
 
     The files are written anew after every system, so a killed run shows what it had and goes on from there.
 
+    A system that does not train (a width collapsed, a loss was not finite) or does not lower is listed with its reason,
+    and the others go on.
+
     Raises:
-        ValueError: no network, no seed, or quantizations without the float one.
+        ValueError: no network, no seed, no float column in the first place, or a budget that no widths meet.
     """
-    if not networks or not seeds or FLOAT not in quantizations:
-        raise ValueError("a table needs a network, a seed and the float column, with which the others are compared")
+    if not networks or not seeds or not quantizations or quantizations[0] != FLOAT:
+        raise ValueError("a table needs a network, a seed and the float column first: the others are compared with it")
+    for quantization in quantizations:
+        for network in networks.values():
+            if isinstance(quantization.plan, LearnedPlan) and isinstance(network, Network):
+                quantization.plan.check(network)
     out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"command": command, "setup": setup(experiment, networks, seeds), "rows": []}
     result["failed"] = []
@@ -177,7 +185,7 @@ def run_pareto(
     for name, quantization, seed in tqdm(systems, desc="systems", disable=not experiment.progress):
         try:
             result["rows"].append(measure(experiment, name, networks[name], quantization, seed))
-        except CollapsedWidth as error:
+        except (CollapsedWidth, LoweringError, FloatingPointError) as error:
             failed = {"network": name, "quantization": quantization.name, "seed": seed, "why": str(error)}
             result["failed"].append(failed)
         result["summary"] = summarise(experiment, networks, quantizations, result["rows"], known)

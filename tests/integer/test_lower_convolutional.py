@@ -6,8 +6,8 @@ import torch
 
 from kwsbench.integer import convolution_run
 from kwsbench.integer.convolution import load_convolutional
-from kwsbench.integer.lower import LoweringError
-from kwsbench.integer.lower_convolutional import lower_convolutional, prove_samples
+from kwsbench.integer.lower import LoweringError, prove
+from kwsbench.integer.lower_convolutional import lower_convolutional
 from kwsbench.models.convolutional import ConvNet
 from kwsbench.models.layers import Conv, Front, Network, Output, Pool
 from kwsbench.quantizers import convolutional, fused
@@ -184,10 +184,9 @@ def test_a_table_turned_by_negative_gains_is_refused():
 
 def test_sums_that_could_overflow_are_refused():
     with pytest.raises(LoweringError, match="stem: row 1 can reach 2147483648, beyond int32"):
-        prove_samples("stem", np.array([[1, 0], [127, 127]]), np.array([0, 2**31 - 254 * 2**15]))
-    assert (
-        prove_samples("stem", np.array([[127, 127]]), np.array([2**31 - 254 * 2**15 - 1])).max_abs_accumulator < 2**31
-    )
+        prove("stem", np.array([[1, 0], [127, 127]]), np.array([0, 2**31 - 254 * 2**15]), 2**15, gemm_limit=2**31)
+    bias = np.array([2**31 - 254 * 2**15 - 1])
+    assert prove("stem", np.array([[127, 127]]), bias, 2**15, gemm_limit=2**31).max_abs_accumulator < 2**31
     wide = Network(Front("lfbe", 1, 400, 160), ("a", "b"), (Conv("only", 1, 1100), Output("output", 1100, 2)))
     model = quantized(wide, ConvPlan(WeightPlan("linear", 8), 8))
     with torch.no_grad():
@@ -200,3 +199,21 @@ def test_sums_that_could_overflow_are_refused():
     model = QuantizedConvNet(ConvNet(long), ConvPlan(WeightPlan("linear", 8)).exact())
     with pytest.raises(LoweringError, match=r"pool: a sum of 140000 values can reach 17780000, beyond the 2.24"):
         lower_convolutional(model)
+
+
+def test_a_convolution_beyond_float32_is_exact_all_the_same():
+    """Training takes float64 there; int32 holds the sums."""
+    wide = Network(
+        Front("lfbe", 40, 400, 160), ("a", "b"), (Conv("only", 1, 4, (27, 40)), Pool("pool", 4), Output("output", 4, 2))
+    )
+    model = quantized(wide, ConvPlan(WeightPlan("linear", 8), 8))
+    with torch.no_grad():
+        model.quantizer("only").weight.fill_(1)
+    program = lower_convolutional(model)
+    assert 2**24 < program.operations[0].proof.max_abs_gemm < 2**31
+    x = 9 * np.random.default_rng(0).normal(size=(40, 40)).astype(np.float32)
+    taps = {}
+    model.eval().step(torch.from_numpy(x)[None], model.fresh(1), taps)
+    for operation, found in zip(program.operations, convolution_run.trace(program, x, "numba"), strict=True):
+        wanted = taps[operation.name][0].numpy().astype(np.int64).reshape(found.shape)
+        assert np.array_equal(wanted, found), operation.name

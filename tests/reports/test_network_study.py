@@ -6,7 +6,9 @@ import pytest
 from kwsbench.integer.convolution import Conv
 from kwsbench.integer.drawn_convolutional import draw_convolutional
 from kwsbench.models.space import cost, network_of
+from kwsbench.reports import general_study
 from kwsbench.reports import network_study as study
+from kwsbench.training import recognition
 from kwsbench.training.widths import WidthRecord
 
 LABELS = ("_other_", "happy", "cat")
@@ -39,7 +41,8 @@ def test_points_and_rows_of_a_front_are_in_percent_kilobytes_and_millions():
     summary = [entry("MFCC", "8 bits", 0.9, 20_000), entry("raw", "8 bits", 0.8, 10_000)]
     points = study.pareto_points(summary, "flash_bytes")
     assert list(points) == ["8 bits"]
-    assert points["8 bits"][0] == {"name": "MFCC, 8 bits", "x": 20.0, "y": 90.0, "low": 80.0, "high": 95.0}
+    drawn = {"name": "MFCC, 8 bits", "x": 20.0, "y": 90.0, "low": 80.0, "high": 95.0}
+    assert points["8 bits"][0] == drawn | {"on_front": True}
     assert study.pareto_points(summary, "macs_per_clip")["8 bits"][1]["x"] == 2.5
     assert list(study.pareto_points(summary, "macs_per_clip", "network")) == ["MFCC", "raw"]
     row = study.pareto_rows(summary)[0]
@@ -82,11 +85,28 @@ def test_widths_are_told_first_and_last_and_in_the_mean():
 def test_conclusions_name_what_was_found_and_how_sure_it_is():
     summary = [entry("proxyless", "float", 0.9, 20_000), entry("random", "float", 0.92, 20_000)]
     found = {"proxyless": "mfcc10 w8 3e1 h16", "random": "mfcc10 w8 3e2 h16"}
-    assert "no difference is shown" in study.search_conclusion({"summary": summary}, found)
-    far = [summary[0], replace_accuracy(summary[1], 0.3)]
-    assert "differ by more" in study.search_conclusion({"summary": far}, found)
-    assert "At equal cost" not in study.search_conclusion({"summary": summary}, {"proxyless": "x"})
+    clips = np.arange(200)
+    alike = study.search_differences({"proxyless": clips % 10 > 0, "random": clips % 10 > 1})
+    assert alike["random"].mean == pytest.approx(0.1)
+    told = study.search_conclusion({"summary": summary}, found, alike)
+    assert "against random +10.0 points (95% +" in told and "speaks for these networks" in told
+    same = study.search_differences({"proxyless": clips % 10 > 0, "random": clips % 10 < 9})
+    assert "no difference is shown" in study.search_conclusion({"summary": summary}, found, same)
+    assert "At equal cost" not in study.search_conclusion({"summary": summary}, {"proxyless": "x"}, {})
 
 
-def replace_accuracy(row, accuracy):
-    return row | {"accuracy": {"mean": accuracy}, "low": accuracy - 0.1, "high": accuracy + 0.05}
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"shown_layer": 5}, "shown_layer is 0 to 4, got 5"),
+        ({"recognizers": "huge"}, "recognizers is one of tiny, smoke, default, full"),
+        ({"encoders": ["gru"]}, "encoders are some of lstm, conformer"),
+        ({"bits": [9]}, "9"),
+    ],
+)
+def test_parameters_of_notebook_08_are_refused_before_any_work(changes, message):
+    good = {"shown_layer": 1, "recognizers": "", "encoders": ["lstm"], "bits": [4, 1]}
+    general_study.check_parameters(**good)
+    with pytest.raises(ValueError, match=message):
+        general_study.check_parameters(**good | changes)
+    assert general_study.ENCODERS == recognition.ENCODERS and set(general_study.EFFORTS) == set(recognition.PROFILES)

@@ -58,5 +58,7 @@ def test_the_front_connects_what_nothing_beats():
     fig = pareto_figure({"8 bits": points[:1], "2 bits": points[1:]}, "flash (kB)", "accuracy (%)")
     assert (list(fig.data[0].x), list(fig.data[0].y)) == ([10], [90])
     assert list(fig.data[1].error_y.array) == [2] and list(fig.data[1].error_y.arrayminus) == [1]
+    elsewhere = [p | {"on_front": p["name"] == "b"} for p in points]
+    assert list(pareto_figure({"all": elsewhere}, "flash (kB)", "accuracy (%)").data[0].x) == [20]
     with pytest.raises(ValueError, match="positive x"):
         pareto_figure({"none": []}, "x", "y")
