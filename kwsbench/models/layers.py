@@ -84,6 +84,11 @@ class Output:
     inputs: int
     outputs: int
 
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return self.inputs * self.outputs
+
 
 Layer = Conv | Add | Pool | Output
 

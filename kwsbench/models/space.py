@@ -355,36 +355,45 @@ class Cost:
 
 def cost(network: Network) -> Cost:
     """Count a network, by its shapes alone."""
-    found = shapes(network, SAMPLE_RATE)
-    totals, first = looked_at(network, found["input"][0])
+    found, frames = shapes(network, SAMPLE_RATE), _frames(network)
     rate = Fraction(SAMPLE_RATE, network.front.hop_samples)
-    weights = parameters = macs_clip = 0
+    weights = parameters = 0
     macs_second = Fraction(0)
     for layer in network.layers:
-        frames, bins = totals[layer.name] - first[layer.name], found[layer.name][1]
         if isinstance(layer, Conv):
             rate /= layer.stride[0]
-            per_frame = layer.weights * bins
-            weights += layer.weights
             parameters += (2 * layer.outputs if layer.filters == "sinc" else layer.weights) + 2 * layer.outputs
-            macs_clip += per_frame * frames
-            macs_second += per_frame * rate
         elif isinstance(layer, Output):
-            weights += layer.inputs * layer.outputs
-            parameters += (layer.inputs + 1) * layer.outputs
-            macs_clip += layer.inputs * layer.outputs
-            macs_second += layer.inputs * layer.outputs * rate
+            parameters += layer.weights + layer.outputs
+        if isinstance(layer, Conv | Output):
+            weights += layer.weights
+            macs_second += layer.weights * found[layer.name][1] * rate
     per_frame_values = {name: bins * channels for name, (_, bins, channels) in found.items()}
-    values = {name: (totals[name] - first[name]) * count for name, count in per_frame_values.items()}
+    values = {name: frames[name] * count for name, count in per_frame_values.items()}
     return Cost(
         weights,
         parameters,
-        macs_clip,
+        sum(layer_macs(network).values()),
         float(macs_second),
         sum(values.values()),
         _peak_bytes(network, values),
         _peak_bytes(network, per_frame_values) + _remembered_bytes(network),
     )
+
+
+def layer_macs(network: Network) -> dict[str, int]:
+    """Multiply-accumulates of each layer for the last logits of one second; those with padding count."""
+    found, frames = shapes(network, SAMPLE_RATE), _frames(network)
+    return {
+        layer.name: frames[layer.name] * found[layer.name][1] * layer.weights if isinstance(layer, Conv | Output) else 0
+        for layer in network.layers
+    }
+
+
+def _frames(network: Network) -> dict[str, int]:
+    """Frames of the input and of each layer that the last logits of one second look at."""
+    totals, first = looked_at(network, network.front.frames(SAMPLE_RATE))
+    return {name: total - first[name] for name, total in totals.items()}
 
 
 def _peak_bytes(network: Network, values: dict[str, int]) -> int:

@@ -84,13 +84,15 @@ def environment() -> dict[str, str]:
 
 
 def embedded_sha256(profile: str, keyword: str) -> str:
-    """Stands for the content of the embedded corpus: the address of its recipe.
+    """Stands for the content of the embedded corpus: the address of its recipe. ``keyword``: a word, or a task of
+    several (see data.clips.clip_task).
 
-    Raises ValueError for a keyword that it cannot say, PackageNotFoundError without the synthesizer.
+    Raises ValueError for a word that it cannot say, PackageNotFoundError without the synthesizer.
     """
-    from kwsbench.data.synth import content_address, profile_recipe
+    from kwsbench.data.clips import clip_task, synthetic_recipe
+    from kwsbench.data.synth import content_address
 
-    return f"synth-{content_address(profile_recipe(profile, keyword))}"
+    return f"synth-{content_address(synthetic_recipe(clip_task(keyword), profile))}"
 
 
 def corpus_sha256(data: Path, root: Path) -> str:

@@ -41,6 +41,7 @@ from typing import Any
 import nbformat
 
 from kwsbench.arithmetic.codebook import check_bits
+from kwsbench.data.clips import clip_task
 from kwsbench.data.corpora import open_corpus
 from kwsbench.data.synth import find_library
 from kwsbench.files import check_writable
@@ -405,7 +406,8 @@ def _corpus_hash(draft: _Draft, settings: Sweep, parameters: Mapping[str, Any]) 
     try:
         if draft.keys.get("data"):
             data = draft.path.parent / draft.keys["data"]
-            open_corpus(data, (keyword,) if isinstance(keyword, str) else ())
+            # A notebook on clips takes a task of several words for its keyword.
+            open_corpus(data, clip_task(keyword).words if isinstance(keyword, str) else ())
             return corpus_sha256(data, settings.root)
         if parameters["data"]:
             raise ValueError(f"the default of `data` is {parameters['data']!r}; give the corpus as the key `data`")

@@ -10,9 +10,8 @@ share. Test clips are never seen. What breaks a limit is counted, not trained, a
 
 Every trial is a function of (settings, seed, number, and in Optuna's case the outcomes of those before); with a folder
 its outcome is kept there, so that an interrupted search goes on, to the same bits. Trials of the random search are
-independent. Many searches at once: each (strategy, seed) is a run of notebook 09, ``grid: {strategy: [...]}`` and
-``seeds: [...]`` of a sweep, here or on Dask (docs/howto/sweep.md); runs share their artifacts' root, and each artifact
-is made by one of them.
+independent. Many searches at once: each is a run of notebook 09 in a sweep, here or on Dask (docs/search.md); runs
+share their artifacts' root, and each artifact is made by one of them.
 """
 
 from __future__ import annotations
@@ -240,7 +239,7 @@ def optuna_search(
 def weight_bytes(network: Network, plan: ConvPlan) -> int:
     """Bytes of all weights at their widths, each layer filled up to a whole byte."""
     return sum(
-        -(-_weights(layer) * plan.weights_of(layer.name).bits // 8)
+        -(-layer.weights * plan.weights_of(layer.name).bits // 8)
         for layer in network.layers
         if isinstance(layer, Conv | Output)
     )
@@ -402,10 +401,6 @@ def _check_bytes(space: Space, bits: BitSpace) -> None:
             f"no network of this space fits into {bits.limit_bytes:,.0f} bytes: the smallest, {network.notation!r} at "
             f"the fewest bits, takes {least:,}"
         )
-
-
-def _weights(layer: Conv | Output) -> int:
-    return layer.weights if isinstance(layer, Conv) else layer.inputs * layer.outputs
 
 
 def _matches(glob: str, names: Sequence[str]) -> bool:

@@ -24,9 +24,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from kwsbench.models.convolutional import ConvNet, FloatOperations, FreeConv, SincConv, last_frame
-from kwsbench.models.layers import Add, Conv, Layer, Network, Output, shapes
+from kwsbench.models.layers import Add, Conv, Layer, Network, Output
 from kwsbench.models.recurrent import linear
-from kwsbench.models.space import Space
+from kwsbench.models.space import Space, layer_macs
 
 Choices = tuple[int, ...]
 CELL = re.compile(r"cell(\d+)(?!\d)")
@@ -81,18 +81,6 @@ def cost_table(space: Space) -> CostTable:
         for cell, (choice, part) in enumerate(zip(path, parts[1:-1], strict=True)):
             cells[cell][choice] = part
     return CostTable(parts[0] + parts[-1], tuple(map(tuple, cells)))
-
-
-def layer_macs(network: Network) -> dict[str, int]:
-    """Multiply-accumulates of each layer for one clip; their sum is that of ``models.space.cost`` (tested)."""
-    sizes = shapes(network)
-    found = {}
-    for layer in network.layers:
-        frames, bins, _ = sizes[layer.name]
-        found[layer.name] = frames * bins * layer.weights if isinstance(layer, Conv) else 0
-        if isinstance(layer, Output):
-            found[layer.name] = layer.inputs * layer.outputs
-    return found
 
 
 def most_probable(probabilities: Sequence[np.ndarray]) -> Choices:

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kwsbench.integer.drawn_convolutional import draw_convolutional
 from kwsbench.models.convolutional import ConvNet, FloatOperations, last_frame
 from kwsbench.models.feedforward import parameter_count
-from kwsbench.models.layers import Add, Conv, shapes
+from kwsbench.models.layers import Add, Conv, Network, Output, Pool, shapes
 from kwsbench.models.space import (
     Cell,
     Description,
@@ -17,13 +17,14 @@ from kwsbench.models.space import (
     Space,
     cost,
     front_of,
+    layer_macs,
     network_of,
     parse,
     scaled,
     word,
     write,
 )
-from kwsbench.resources.convolutional import needs
+from kwsbench.resources.convolutional import needs, operation_table
 
 TWELVE = tuple(f"label{n}" for n in range(12))
 FRONTS = st.sampled_from(["raw", "sinc", *(f"mfcc{n}" for n in (10, 11, 23, 40)), *(f"lfbe{n}" for n in (10, 40, 80))])
@@ -167,11 +168,26 @@ def test_activations_and_the_peak_of_a_clip_are_those_of_the_built_network(descr
 def test_costs_are_those_of_an_integer_program_of_eight_bits(description):
     network = network_of(description, ("no", "yes"))
     frames = math.prod(layer.stride[0] for layer in network.layers if isinstance(layer, Conv))
-    counted, needed = cost(network), needs(draw_convolutional(network, frames=frames))
+    program = draw_convolutional(network, frames=frames)
+    counted, needed = cost(network), needs(program)
+    assert layer_macs(network) == {row["operation"]: row["macs_per_clip"] for row in operation_table(program)[:-1]}
     assert (counted.weights, counted.macs_per_clip) == (needed.weights, needed.macs_per_clip)
     assert counted.macs_per_second == pytest.approx(needed.macs_per_second, rel=1e-12)
     assert counted.peak_bytes_streaming == needed.ram_streaming_container_bytes
     assert counted.peak_bytes_whole == needed.ram_whole_container_bytes
+
+
+def test_operations_of_a_layer_are_of_the_frames_that_the_last_logits_look_at():
+    layers = (
+        Conv("stem", 1, 8, (3, 4), (2, 2), (1, 1)),  # 49 frames of 10 to 24 of 5
+        Conv("deep", 8, 8, (3, 3), (1, 1), (1, 1), depthwise=True),
+        Add("sum", "stem"),
+        Pool("mean", 20),
+        Output("out", 8, 2),
+    )
+    network = Network(front_of("mfcc10"), ("a", "b"), layers)
+    expected = {"stem": 22 * 5 * 8 * 12, "deep": 20 * 5 * 8 * 9, "sum": 0, "mean": 0, "out": 16}
+    assert layer_macs(network) == expected and cost(network).macs_per_clip == sum(expected.values())
 
 
 def test_a_streams_operations_are_those_of_its_frames():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import papermill
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from sweep_tools import write_notebook, write_spec
 
 from kwsbench.data.audio import write_wav
+from kwsbench.data.clips import clip_task, synthetic_recipe
+from kwsbench.data.synth import content_address
 from kwsbench.reports.notebooks import read_notebook
 from kwsbench.reports.parameters import Text, declared_parameters, typed_value
 from kwsbench.sweeps.spec import Overrides, read_sweep
@@ -205,6 +208,29 @@ def test_the_corpus_and_its_keyword_are_checked_before_anything_runs(tmp_path, c
     inside = spec(tmp_path, text + "data: corpus\nparameters: {keyword: happy}")
     with pytest.raises(ValueError, match="root and out must lie outside of the corpus"):
         read_sweep(inside, Overrides(tmp_path / "out", corpus / "root"))
+
+
+def test_a_keyword_may_be_a_task_of_several_words(tmp_path, corpus):
+    write_notebook(tmp_path / "d.ipynb", 'data: str = ""\nkeyword: str = "computer"', "pass")
+    text = "notebooks: [d.ipynb]\nprofile: smoke\n"
+    with (corpus / "manifest.csv").open("a") as manifest:
+        for split in ("train", "validation", "test"):
+            shutil.copy(corpus / split / "x.wav", corpus / split / "y.wav")
+            manifest.write(f"{split}/y.wav,cat,{split},{split}\n")
+    (run,) = plan(tmp_path, text + 'data: corpus\nparameters: {keyword: "happy,cat"}').runs
+    assert run.parameters["keyword"] == "happy,cat"
+    assert "'yes'" in problems(tmp_path, text + "data: corpus\nparameters: {keyword: twelve}")
+    assert "'dog'" in problems(tmp_path, text + 'data: corpus\nparameters: {keyword: "happy,dog"}')
+    assert "different words" in problems(tmp_path, text + 'data: corpus\nparameters: {keyword: "happy,happy"}')
+
+
+def test_embedded_corpora_of_other_words_are_other_data(tmp_path):
+    write_notebook(tmp_path / "d.ipynb", 'data: str = ""\nkeyword: str = "computer"', "pass")
+    words = ["computer", "twelve", "yes,no"]
+    runs = plan(tmp_path, f"notebooks: [d.ipynb]\nprofile: smoke\ngrid: {{keyword: {words}}}").runs
+    recipes = [synthetic_recipe(clip_task(word), "smoke") for word in words]
+    assert [r.identity["data_sha256"] for r in runs] == [f"synth-{content_address(recipe)}" for recipe in recipes]
+    assert len({r.identity["data_sha256"] for r in runs}) == 3
 
 
 def test_the_embedded_corpus_cannot_say_every_keyword(tmp_path):

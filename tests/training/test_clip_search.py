@@ -101,11 +101,19 @@ def test_settings_decide_where_a_search_lies(experiment):
 
 
 @pytest.mark.parametrize(
-    "name, front", [("tiny", "raw"), ("smoke", "lfbe40"), ("default", "raw"), ("default", "mfcc10"), ("full", "mfcc10")]
+    "name, front, least, most, target",
+    [
+        ("tiny", "raw", 552_664, 570_464, 561_493),
+        ("smoke", "lfbe40", 1_063_808, 3_202_688, 1_845_818),
+        ("default", "raw", 1_782_792, 2_484_192, 2_104_471),
+        ("default", "mfcc10", 433_632, 3_594_432, 1_248_463),
+        ("full", "mfcc10", 1_922_976, 67_202_496, 20_000_000),
+    ],
 )
-def test_profiles_have_targets_that_their_spaces_meet(experiment, name, front):
+def test_profiles_have_targets_that_their_spaces_meet(experiment, name, front, least, most, target):
+    """The numbers are part of what a kept search is known by."""
     one = ClipSearch(experiment, SEARCHES[name], front)
-    assert one.table.least < one.target_macs < one.table.most
+    assert (one.table.least, one.table.most, one.target_macs) == (least, most, target)
     assert one.limit_bytes > 0
 
 
