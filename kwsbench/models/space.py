@@ -340,6 +340,7 @@ class Cost:
         peak_bytes_whole: most bytes of those activations at one time, layer by layer.
         peak_bytes_streaming: the same when each input frame runs through all layers: what layers remember, and the
             frames at hand.
+        peak_values_whole, peak_values_streaming: the same, counted in values.
 
     Bytes: 8 bits per activation, 16 per raw sample; programs of other widths: ``resources/convolutional.py``.
     """
@@ -351,6 +352,8 @@ class Cost:
     activations: int
     peak_bytes_whole: int
     peak_bytes_streaming: int
+    peak_values_whole: int
+    peak_values_streaming: int
 
 
 def cost(network: Network) -> Cost:
@@ -376,8 +379,10 @@ def cost(network: Network) -> Cost:
         sum(layer_macs(network).values()),
         float(macs_second),
         sum(values.values()),
-        _peak_bytes(network, values),
-        _peak_bytes(network, per_frame_values) + _remembered_bytes(network),
+        _peak(network, values, 2),
+        _peak(network, per_frame_values, 2) + _remembered(network, 2),
+        _peak(network, values, 1),
+        _peak(network, per_frame_values, 1) + _remembered(network, 1),
     )
 
 
@@ -396,32 +401,33 @@ def _frames(network: Network) -> dict[str, int]:
     return {name: total - first[name] for name, total in totals.items()}
 
 
-def _peak_bytes(network: Network, values: dict[str, int]) -> int:
+def _peak(network: Network, values: dict[str, int], wide: int) -> int:
+    # ``wide``: what a raw sample, or a sum, counts: 2 bytes, or 1 value.
     # A tensor lives from its making to its last reader; logits are not activations.
     names = ["input", *(layer.name for layer in network.layers)]
     last_read = {name: at + 1 for at, name in enumerate(names)}
     for at, layer in enumerate(network.layers, start=1):
         if isinstance(layer, Add):
             last_read[layer.source] = max(last_read[layer.source], at)
-    sizes = [values[name] * _bytes_of(network, name) for name in names[:-1]] + [0]
+    sizes = [values[name] * (wide if _sampled(network, name) else 1) for name in names[:-1]] + [0]
     return max(
         sum(sizes[made] for made in range(at + 1) if made == at or last_read[names[made]] >= at)
         for at in range(1, len(names))
     )
 
 
-def _remembered_bytes(network: Network) -> int:
+def _remembered(network: Network, wide: int) -> int:
     found, before, total = shapes(network, SAMPLE_RATE), "input", 0
     for layer in network.layers:
         _, bins, channels = found[before]
         if isinstance(layer, Pool) and bins > 1:
-            # A pool keeps sums over frequency, of two bytes.
-            total += (layer.frames - 1) * channels * 2
+            # A pool keeps sums over frequency.
+            total += (layer.frames - 1) * channels * wide
         else:
-            total += (window_frames(layer)[0] - 1) * bins * channels * _bytes_of(network, before)
+            total += (window_frames(layer)[0] - 1) * bins * channels * (wide if _sampled(network, before) else 1)
         before = layer.name
     return total
 
 
-def _bytes_of(network: Network, name: str) -> int:
-    return 2 if name == "input" and network.front.kind == "raw" else 1
+def _sampled(network: Network, name: str) -> bool:
+    return name == "input" and network.front.kind == "raw"

@@ -188,8 +188,8 @@ def _findings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         *_head(["system", "finding", "times", "in layers", "the first"]),
     ]
-    for (system, kind), told in found.items():
-        lines.append(_row([system, kind, str(len(told)), str(layers[system]), told[0]]))
+    for (system, kind), messages in found.items():
+        lines.append(_row([system, kind, str(len(messages)), str(layers[system]), messages[0]]))
     return lines
 
 

@@ -266,8 +266,8 @@ def sizes(experiment: ClipExperiment, system: ClipSystem) -> dict[str, Any]:
         return found | asdict(needs(experiment.program(system)))
     return found | {
         "flash_bytes": FLOAT_BYTES * counted.parameters,
-        "ram_streaming_bytes": FLOAT_BYTES * counted.peak_bytes_streaming,
-        "ram_whole_bytes": FLOAT_BYTES * counted.peak_bytes_whole,
+        "ram_streaming_bytes": FLOAT_BYTES * counted.peak_values_streaming,
+        "ram_whole_bytes": FLOAT_BYTES * counted.peak_values_whole,
         "bits_per_weight": 32.0,
         "bits_per_activation": 32.0,
     }

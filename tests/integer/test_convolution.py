@@ -171,6 +171,12 @@ def test_samples_of_16_bits_are_their_own_codes(raw):
     assert np.array_equal(run.quantize(raw, halves)[:, 0, 0], samples[1:-1] + 1)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8])
+def test_samples_of_other_integers_are_refused(raw, kind):
+    with pytest.raises(ValueError, match=f"samples are int16, or floats of full scale .*got {np.dtype(kind)}"):
+        run.run(raw, np.zeros(4000, kind))
+
+
 def test_a_fresh_state_is_as_short_as_can_be(program, raw):
     assert [s.shape for s in run.fresh(program)] == [(1, 6, 1), (2, 3, 4), (0, 2, 4), (0,), (2, 4), (0,)]
     assert [s.dtype for s in run.fresh(program)] == [np.int8] * 4 + [np.int16, np.int8]

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kwsbench.integer.drawn_convolutional import draw_convolutional
 from kwsbench.models.convolutional import ConvNet, FloatOperations, last_frame
 from kwsbench.models.feedforward import parameter_count
+from kwsbench.models.handmade import ds_cnn
 from kwsbench.models.layers import Add, Conv, Network, Output, Pool, shapes
 from kwsbench.models.space import (
     Cell,
@@ -261,3 +262,15 @@ def test_what_lies_outside_a_space_is_named():
         Space(("a", "b"), "raw", 8, 8, 2, (2,))
     with pytest.raises(ValueError, match="must be distinct"):
         Space(("a", "a"))
+
+
+def test_peaks_in_values_count_samples_and_sums_once():
+    """Bytes of an 8-bit program have two for each of them; a float one has four for every value."""
+    raw = cost(network_of("raw w28 7e2s 7e2 5e2 5e1 h64", ("no", "yes")))
+    assert raw.peak_bytes_whole - raw.peak_values_whole == 16_000  # all samples, at the first layer
+    network = ds_cnn(("no", "yes"))
+    (pool,) = (layer for layer in network.layers if isinstance(layer, Pool))
+    channels = shapes(network)[pool.name][2]
+    counted = cost(network)
+    assert counted.peak_bytes_streaming - counted.peak_values_streaming == (pool.frames - 1) * channels
+    assert counted.peak_bytes_whole == counted.peak_values_whole

@@ -234,6 +234,19 @@ def test_a_model_of_another_network_is_refused(experiment, data, tmp_path):
         other.model(system("float", RAW))
 
 
+def test_another_spelling_of_the_same_layers_is_the_same_model(data, tmp_path):
+    experiment = open_clips(tmp_path, str(data), "high,low", TINY, progress=False)
+    plain, spelt = (
+        ClipSystem(network_of(text, experiment.spec.task.labels), "float")
+        for text in ("lfbe10 w8 3e1s h8", "lfbe10 w8 3e1s skip h8")
+    )
+    experiment.model(plain)
+    again = ClipExperiment(experiment.spec, tmp_path, progress=False)
+    assert experiment.folder(plain) == again.folder(spelt)
+    for ours, theirs in zip(experiment.model(plain).parameters(), again.model(spelt).parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_a_keyword_has_frr_and_fdr_at_the_threshold_of_validation(data, tmp_path):
     experiment = open_clips(tmp_path, str(data), "high", TINY, progress=False)
     mine = ClipSystem(network_of("lfbe10 w8 3e1s h8", clip_task("high").labels), "float")

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from kwsbench.data.clips import clip_task
+from kwsbench.integer.lower import LoweringError
 from kwsbench.metrics.compare import wilson_interval
 from kwsbench.metrics.paired import accuracy_difference
 from kwsbench.models.space import NotationError, cost, network_of
 from kwsbench.quantizers.learned import LearnedConvNet
 from kwsbench.resources.convolutional import needs
+from kwsbench.training import pareto
 from kwsbench.training.clip_experiment import PROFILES, ClipSystem, open_clips
 from kwsbench.training.clips import ClipSampling
 from kwsbench.training.loop import watching
@@ -182,6 +184,35 @@ def test_a_collapsed_width_is_told_and_the_table_goes_on(experiment, tmp_path, m
     result = run_pareto(experiment, menu, [FLOAT, learned("width", 3), fixed(3)], [0], tmp_path)
     assert [e["quantization"] for e in result["summary"]] == ["float", "3 bits"]
     assert "Failed: mel, trained width, budget 3 bits, seed 0: collapsed to a single code" in markdown(result)
+
+
+@pytest.mark.parametrize("error", [LoweringError("head: row 0 can reach 2^31"), FloatingPointError("the loss is nan")])
+def test_one_system_that_fails_does_not_end_the_table(experiment, tmp_path, monkeypatch, error):
+    whole = pareto.measure
+
+    def measure(experiment, name, network, quantization, seed):
+        if quantization == fixed(3):
+            raise error
+        return whole(experiment, name, network, quantization, seed)
+
+    monkeypatch.setattr(pareto, "measure", measure)
+    result = run_pareto(experiment, {"mel": MENU["mel"]}, [FLOAT, fixed(3)], [0, 1], tmp_path)
+    assert [e["quantization"] for e in result["summary"]] == ["float"] and len(result["rows"]) == 2
+    assert f"Failed: mel, 3 bits, seed 1: {error}" in markdown(result)
+
+
+def test_a_budget_that_no_widths_meet_is_refused_before_any_training(experiment, tmp_path):
+    told = []
+    with watching(lambda *args: told.append(args)), pytest.raises(ValueError) as refused:
+        run_pareto(experiment, MENU, [FLOAT, learned("width", 1.2)], [7], tmp_path)
+    assert not told
+    assert "a budget of 1.2 bits per weight and 1.2 per activation cannot be reached" in str(refused.value)
+    assert "the narrowest widths take 2.00 per weight" in str(refused.value)
+    for bits in (0.0, 9.0):
+        with pytest.raises(ValueError, match=rf"1 to 8 bits per weight in the mean, got {bits:g}"):
+            learned("width", bits)
+    with pytest.raises(ValueError, match="the float column first"):
+        run_pareto(experiment, MENU, [fixed(3), FLOAT], [0], tmp_path)
 
 
 def test_learned_widths_stand_in_the_table(experiment, tmp_path):

@@ -20,6 +20,7 @@ from kwsbench.training.search_trials import (
     halves,
     optuna_search,
     random_search,
+    startup,
     validation_score,
     weight_bytes,
 )
@@ -215,3 +216,9 @@ def test_trials_are_read_back_as_they_were_written():
     found = random_search(SPACE, Rhythm(), HELD_OUT, replace(SHORT, trials=2), progress=False)
     back = Trials.from_json(json.loads(json.dumps(found.to_json())))
     assert back == found
+
+
+@pytest.mark.parametrize("trials, drawn", [(1, 1), (6, 2), (12, 4), (100, 10)])
+def test_optuna_draws_at_random_only_at_first(trials, drawn):
+    """Its own default of ten would leave a short search without any guided suggestion."""
+    assert startup(trials) == drawn
