@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from kwsbench.files import replacing
 from kwsbench.metrics.det import DetCurve
@@ -68,18 +69,23 @@ def pareto_picture(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
             fixed = sorted(
                 (e["flash_bytes"]["mean"] / 1000, 100 * e["accuracy"]["mean"])
                 for e in mine
-                if e["quantization"].endswith(" bits") and "budget" not in e["quantization"]
+                if e["quantization"].endswith((" bit", " bits")) and "budget" not in e["quantization"]
             )
             left.plot(*zip(*fixed), color=colour, linewidth=1, alpha=0.6) if fixed else None
-            left.plot([], [], color=colour, marker="s", linewidth=1, label=network)
+            heard = f" ({mine[0]['front']})" if network.startswith("found") else ""
+            left.plot([], [], color=colour, marker="s", linewidth=1, label=network + heard)
         shown = {next(m for start, m in MARKERS.items() if e["quantization"].startswith(start)) for e in summary}
         names = {"o": "float", "s": "fixed width", "x": "8 bits, not trained", "^": "trained width", "v": "DiffQ",
                  "D": "mixed 2/4/8"}  # fmt: skip
         for marker, name in names.items():
             if marker in shown:
                 left.plot([], [], color="#333333", marker=marker, linestyle="", label=name)
-        left.set(xscale="log", xlabel="FLASH (kB), 4 bytes per parameter in float", ylabel="accuracy on test (%)")
-        right.set(xscale="log", xlabel="operations of a clip (millions), float")
+        left.set(xscale="log", xlabel="FLASH (kB; float: 4 bytes per parameter)", ylabel="accuracy on test (%)")
+        right.set(xscale="log", xlabel="operations of a clip (millions), in float")
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
         figure.legend(loc="outside right center", fontsize=9)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png")

@@ -62,7 +62,9 @@ class Quantization:
 
 def fixed(bits: int, method: str = FIXED_METHOD) -> Quantization:
     """Weights and activations at one width, trained in both stages."""
-    return Quantization(f"{bits} bits", "stage_two", ConvPlan(WeightPlan(method, check_bits(bits)), bits))
+    return Quantization(
+        f"{bits} bit{'s' if bits > 1 else ''}", "stage_two", ConvPlan(WeightPlan(method, check_bits(bits)), bits)
+    )
 
 
 def learned(learner: str, bits: float) -> Quantization:
