@@ -34,9 +34,17 @@ def test_an_unwritable_place_is_an_error(tmp_path):
 
 
 def entry(network, quantization, kind, kilobytes, accuracy):
-    return {"network": network, "front": "mfcc", "quantization": quantization, "kind": kind,
-            "flash_bytes": {"mean": 1000 * kilobytes}, "macs_per_clip": 2_000_000, "accuracy": {"mean": accuracy}, "low": accuracy - 0.05,
-            "high": accuracy + 0.05}  # fmt: skip
+    return {
+        "network": network,
+        "front": "mfcc",
+        "quantization": quantization,
+        "kind": kind,
+        "flash_bytes": {"mean": 1000 * kilobytes},
+        "macs_per_clip": 2_000_000,
+        "accuracy": {"mean": accuracy},
+        "low": accuracy - 0.05,
+        "high": accuracy + 0.05,
+    }
 
 
 def test_the_pareto_picture_shows_every_network_and_kind(tmp_path):
