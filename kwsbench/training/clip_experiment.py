@@ -41,7 +41,7 @@ from kwsbench.quantizers.convolutional import ConvPlan, QuantizedConvNet, activa
 from kwsbench.quantizers.learned import LEARNERS, LearnedConvNet, budget_of_mean_bits, smallest_kb
 from kwsbench.training.artifacts import kept, usable_checkpoint
 from kwsbench.training.checkpoints import CheckpointError, OtherModelError, read_tensors, write_tensors
-from kwsbench.training.clips import ClipSampler, ClipSampling, ClipStage
+from kwsbench.training.clips import AUGMENT_SEED, FEATURES_VERSION, ClipSampler, ClipSampling, ClipStage
 from kwsbench.training.loop import train
 from kwsbench.training.widths import WidthRecord, WidthWatch
 
@@ -49,7 +49,7 @@ KINDS = ("float", "control", "stage_one", "stage_two", "post_training")
 QUANTIZED = ("stage_one", "stage_two", "post_training")
 INTEGER = ("stage_two", "post_training")
 # Part of every artifact's identity: raise it when the same settings would train or compute something else.
-ARTIFACT_VERSION = 1
+ARTIFACT_VERSION = 2
 CALIBRATION_BATCHES = 4
 SENSITIVITY_CLIPS = 256  # of validation, on which mixed widths are chosen
 EQUALITY_CLIPS = 128  # whose every layer is compared, spread over the test set
@@ -443,6 +443,7 @@ class ClipExperiment:
             network = system.network.to_json()
             network.pop("notation")  # another spelling of the same layers
             base |= {"network": network, "clips": self.training_hash, "sampling": asdict(p.sampling)}
+            base["heard"] = [FEATURES_VERSION, AUGMENT_SEED]
         else:
             base["parent"] = self.identity(self.parent(system))
         return base

@@ -43,8 +43,7 @@ from kwsbench.training.supernet import CostTable, cost_table, most_probable_with
 
 STRATEGIES = ("proxyless", "random", "optuna")
 # Part of every artifact's identity: raise it when the same settings would search otherwise.
-ARTIFACT_VERSION = 1
-TRIALS_VERSION = 2  # of the baselines alone
+ARTIFACT_VERSION = 2
 TOLERANCES = (0.1, 0.3, 0.9)
 
 
@@ -158,7 +157,7 @@ class ClipSearch:
             "version": ARTIFACT_VERSION,
         }
         if strategy != "proxyless":
-            identity["trials"] = [TRIALS_VERSION, asdict(self.experiment.spec.profile.stage_one)]
+            identity["quantized"] = asdict(self.experiment.spec.profile.stage_one)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         return self.experiment.root / f"search-{strategy}-{digest}"
 

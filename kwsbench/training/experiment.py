@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 KINDS = ("float", "control", "stage_one", "stage_two", "post_training")
 # Part of every artifact's identity: raise it when the same settings would train or compute something else.
-ARTIFACT_VERSION = 2
+ARTIFACT_VERSION = 3
 SPECS = "experiments"  # folder under ``root``: the specs of all experiments that were opened there
 ANNEALING = "annealing.npz"  # in the folder of a stage 1 whose centroids anneal
 # Seeds of the evaluation mixtures: fixed, so that every system and every training seed meets the same audio.
