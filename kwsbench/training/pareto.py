@@ -369,8 +369,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             cells += [spread_cell(row[name], True) if name in row else "-" for name in ("frr", "fdr")]
         equal = f"{row['compared'] - row['different']:,} of {row['compared']:,}" if row["compared"] else "-"
         lines.append("| " + " | ".join([*cells, "yes" if row["on_front"] else "", equal]) + " |")
-    lines += ["", "Networks:", ""]
-    lines += [f"- {name}: `{n['notation']}`" for name, n in s["networks"].items() if n["notation"]]
+    named = [f"- {name}: `{n['notation']}`" for name, n in s["networks"].items() if n["notation"]]
+    lines += ["", "Networks:", "", *named] if named else []
     lines += ["", *(f"Note: {note}." for note in s["notes"])]
     lines += [f"Failed: {f['network']}, {f['quantization']}, seed {f['seed']}: {f['why']}" for f in result["failed"]]
     if s["left_out"]:
