@@ -19,13 +19,13 @@ PLAN = WeightPlan("tanh", 8)
 MIXED = (8, 4, 2, 1, 8)
 # What these systems were kept under before layers had widths of their own in training: artifacts must be found again.
 FOLDERS = {
-    System("float", 1): "float-36b7e504c606872d",
-    System("control"): "control-7983416dcf0f7bbf",
-    System("stage_one", 0, PLAN): "stage_one-d20cf5252ded0f76",
-    System("stage_two", 0, PLAN): "stage_two-844ca423bd95a764",
-    System("stage_two", 2, WeightPlan("general", 2, True), "folded"): "stage_two-5c424022ea85d7db",
-    System("post_training", 0, PLAN): "post_training-6422379a9bb17e60",
-    System("post_training", 0, PLAN, None, (8, 5, 4, 2, 1)): "post_training-521a91d9ccd3fad2",
+    System("float", 1): "float-788105813dbd81cb",
+    System("control"): "control-826bd16dccea93b4",
+    System("stage_one", 0, PLAN): "stage_one-f5d02167b4acc0b6",
+    System("stage_two", 0, PLAN): "stage_two-69e5e7acd9ba1809",
+    System("stage_two", 2, WeightPlan("general", 2, True), "folded"): "stage_two-33e3ef9a514fda15",
+    System("post_training", 0, PLAN): "post_training-a8f9d33bd7249f5a",
+    System("post_training", 0, PLAN, None, (8, 5, 4, 2, 1)): "post_training-b609353653fc5d60",
 }
 
 
