@@ -7,7 +7,7 @@ a clip. Frames are the model's (30 ms by default). Time in a segment counts from
 frame; frame ``i`` has been heard at ``i * frame_seconds + window_seconds``, and that instant is what labels
 refer to: a window of frames ending at frame ``i`` has the label of frame ``i``.
 
-Building is cached under a hash of all that goes in (the clip table and file sizes, not the samples), and goes
+Building is cached under a hash of all that goes in (the clip table and what is in the files), and goes
 through shards: an interrupted run keeps the finished ones and goes on from there.
 """
 
@@ -31,6 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kwsbench.data.audio import AudioError
+from kwsbench.data.contents import content_sha256
 from kwsbench.data.corpora import NOISE, Clip, Corpus
 from kwsbench.data.mixing import Mixer, MixRecipe, clip_rng
 from kwsbench.data.rooms import room_bank
@@ -197,7 +198,7 @@ def build_bank(
     if rounds < 1 or workers < 1:
         raise ValueError(f"rounds and workers must be at least 1, got {rounds} and {workers}")
     task = _Task(corpus, split, tuple(keywords), recipe, features, rule, seed, rounds, random_phase)
-    source_hash = _hash(task, chosen)
+    source_hash = _hash(task, chosen, cache_dir)
     with _working_folder(cache_dir) as folder:
         path = _path(folder, split, source_hash)
         if path.exists():
@@ -231,7 +232,8 @@ def bank_path(
 ) -> Path:
     """Where :func:`build_bank` keeps the bank of these settings, all clips of the split; it need not be there."""
     task = _Task(corpus, split, tuple(keywords), recipe, features, rule, seed, rounds, random_phase)
-    return _path(Path(cache_dir), split, _hash(task, tuple(c for c in corpus.select(split=split) if c.label != NOISE)))
+    chosen = tuple(c for c in corpus.select(split=split) if c.label != NOISE)
+    return _path(Path(cache_dir), split, _hash(task, chosen, cache_dir))
 
 
 def _path(folder: Path, split: str, source_hash: str) -> Path:
@@ -248,23 +250,20 @@ def _working_folder(cache_dir: str | Path | None) -> Iterator[Path]:
         yield Path(cache_dir)
 
 
-def _hash(task: _Task, chosen: tuple[Clip, ...]) -> str:
-    root = task.corpus.root
+def _hash(task: _Task, chosen: tuple[Clip, ...], cache_dir: str | Path | None) -> str:
+    noise = [clip.path for clip in task.corpus.select(NOISE, task.split)]
     parts = {
         "version": BANK_VERSION,
         "corpus": task.corpus.fingerprint(),
-        "clips": [(c.path, c.start_seconds, c.end_seconds, _size_bytes(root / c.path)) for c in chosen],
-        "noise": [(c.path, _size_bytes(root / c.path)) for c in task.corpus.select(NOISE, task.split)],
+        "clips": [(c.path, c.start_seconds, c.end_seconds) for c in chosen],
+        "noise": noise,
+        "contents": content_sha256(task.corpus.root, [*(c.path for c in chosen), *noise], cache_dir),
     } | {
         name: value if not hasattr(value, "__dataclass_fields__") else asdict(value)
         for name, value in vars(task).items()
         if name != "corpus"
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _size_bytes(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1
 
 
 def _build_shards(

@@ -26,7 +26,6 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from kwsbench.data.audio import SAMPLE_RATE, AudioError, read_audio
+from kwsbench.data.contents import content_sha256
 from kwsbench.data.corpora import NOISE, SPEECH, SPLITS, Clip, Corpus, check_keywords
 from kwsbench.data.noise import coloured_noise
 from kwsbench.data.spans import word_span
@@ -173,7 +173,7 @@ def task_clips(corpus: Corpus, task: ClipTask, split: str, cache_dir: str | Path
         ValueError: a class without clips, or with fewer than ``FEWEST``.
     """
     check_task(corpus, task)
-    chosen, source_hash = _chosen(corpus, task, split), set_hash(corpus, task, split)
+    chosen, source_hash = _chosen(corpus, task, split), set_hash(corpus, task, split, cache_dir)
     if cache_dir is None:
         return _decoded(corpus, task, split, chosen, source_hash)
     file = Path(cache_dir) / f"clips-{source_hash[:16]}.npz"
@@ -188,10 +188,11 @@ def task_clips(corpus: Corpus, task: ClipTask, split: str, cache_dir: str | Path
     return _load(file)
 
 
-def set_hash(corpus: Corpus, task: ClipTask, split: str) -> str:
-    """``source_hash`` of the set, without decoding anything: the table of clips and the sizes of their files."""
-    sizes = _sizes(corpus, _chosen(corpus, task, split))
-    text = json.dumps([VERSION, task.words, split, corpus.fingerprint(), sizes])
+def set_hash(corpus: Corpus, task: ClipTask, split: str, cache_dir: str | Path | None = None) -> str:
+    """``source_hash`` of the set, without decoding anything: the table of clips and what is in their files."""
+    heard = [clip.path for clip in (*_chosen(corpus, task, split), *corpus.select(NOISE, split))]
+    contents = content_sha256(corpus.root, heard, cache_dir)
+    text = json.dumps([VERSION, task.words, split, corpus.fingerprint(), contents])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -317,18 +318,6 @@ def _chosen(corpus: Corpus, task: ClipTask, split: str) -> list[Clip]:
 
 def _share(words: int) -> int:
     return -(-words * SHARE_PERCENT // 100)
-
-
-def _sizes(corpus: Corpus, chosen: Iterable[Clip]) -> list[int]:
-    """Sizes of the files in bytes, 0 for one that is gone: a recording that was replaced is another set."""
-    return [_size(corpus.root / clip.path) for clip in (*chosen, *corpus.select(NOISE))]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _decoded(corpus: Corpus, task: ClipTask, split: str, chosen: list[Clip], source_hash: str) -> ClipSet:

@@ -21,6 +21,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from kwsbench.data.audio import SAMPLE_RATE, AudioError
+from kwsbench.data.contents import content_sha256
 from kwsbench.data.corpora import SPEECH, Clip, Corpus
 from kwsbench.data.mixing import Mixer, MixRecipe, Source
 from kwsbench.data.transcribed import TranscribedCorpus, Utterance, read_utterance
@@ -104,10 +105,12 @@ def build_utterances(
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     if not chosen:
         raise ValueError(f"no utterances in split {split!r} of {corpus.root}")
+    noise = (clip.path for clip in corpus.noise if clip.split == split)
+    heard = sorted({part.path for u in chosen for part in u.parts}.union(noise))
     source = {
         "version": BANK_VERSION,
         "corpus": corpus.fingerprint(),
-        "sizes": [_size_bytes(corpus.root / path) for path in sorted({p.path for u in chosen for p in u.parts})],
+        "contents": content_sha256(corpus.root, heard, cache_dir),
         "split": split,
         "mix": asdict(mix),
         "features": asdict(features),
@@ -190,7 +193,3 @@ def _readable(
                 yield utterance, read_utterance(corpus.root, utterance)
             except AudioError as error:
                 skipped[utterance.name] = error.reason
-
-
-def _size_bytes(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1

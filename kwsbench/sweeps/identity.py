@@ -15,21 +15,18 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from nbformat import NotebookNode
 
 import kwsbench
-from kwsbench.files import locked, write_json
+from kwsbench.data.contents import GONE, content_rows
 
 WHERE = "root"
-HASHES = "corpus-hashes"
 
 
 def surroundings() -> dict[str, Any]:
@@ -98,40 +95,18 @@ def embedded_sha256(profile: str, keyword: str) -> str:
 def corpus_sha256(data: Path, root: Path) -> str:
     """Hash over path, size and content of every file of a corpus: a folder, or the folder of a CSV manifest.
 
-    Contents are read once: their hashes are kept in ``root`` by path, size and time of the last change. A file that
-    changes without either is not noticed.
+    Contents are read once: their hashes are kept in ``root`` (see data.contents), where there is such a folder.
 
     Raises OSError for a file that cannot be read.
     """
     folder = (data if data.is_dir() else data.parent).resolve()
-    kept = root / f"{HASHES}-{_sha256(str(folder).encode())[:12]}.json"
-    known = _known(kept)
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        rows = dict(pool.map(lambda path: _row(path, folder, known), files))
-    if rows != known and root.is_dir():
-        with locked(kept.with_suffix("")):
-            write_json(kept, rows)
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    rows = content_rows(folder, files, root if root.is_dir() else None)
+    unread = [path for path, row in rows.items() if row == GONE]
+    if unread:
+        raise OSError(f"{folder / unread[0]} cannot be read (of {len(unread)} such files): give it back, or remove it")
     named = data.name if data.is_file() else ""
     return _sha256(canonical([named, [[path, row[0], row[2]] for path, row in sorted(rows.items())]]).encode())
-
-
-def _row(path: Path, folder: Path, known: Mapping[str, list]) -> tuple[str, list]:
-    name, stat = path.relative_to(folder).as_posix(), path.stat()
-    before = known.get(name)
-    if before and before[:2] == [stat.st_size, stat.st_mtime_ns]:
-        return name, before
-    with path.open("rb") as file:
-        return name, [stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()]
-
-
-def _known(kept: Path) -> dict[str, list]:
-    """What was hashed before; a file of hashes that is damaged counts as none."""
-    try:
-        rows = json.loads(kept.read_text(encoding="utf-8"))
-        return {name: [int(size), int(time), str(digest)] for name, (size, time, digest) in rows.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
 
 
 def _sha256(data: bytes) -> str:

@@ -300,7 +300,7 @@ class ClipExperiment:
     @cached_property
     def training_hash(self) -> str:
         """What the training clips are made of."""
-        return set_hash(self.corpus, self.spec.task, "train")
+        return set_hash(self.corpus, self.spec.task, "train", self.root / "clips")
 
     def sampler(self, front: Front, seed: int) -> ClipSampler:
         """Training batches as a front end hears them."""

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 from sweep_tools import write_notebook
 
+from kwsbench.data import contents
 from kwsbench.data.synth import profile_recipe
 from kwsbench.sweeps import identity
 from kwsbench.sweeps.identity import address, corpus_sha256, embedded_sha256, environment, notebook_sha256
@@ -72,27 +73,50 @@ def test_the_content_of_a_corpus_counts_and_not_its_place(tmp_path):
     assert address_of("a") != address_of("b")
 
 
-def test_files_are_read_once(tmp_path, monkeypatch):
+def test_files_are_read_once_and_where_nothing_can_be_kept_again(tmp_path, monkeypatch):
     data, root = tmp_path / "data", tmp_path / "root"
     for folder in (data, root):
         folder.mkdir()
     (data / "1.wav").write_bytes(b"one")
     (data / "2.wav").write_bytes(b"two")
+
+    def settle():
+        for path in data.iterdir():
+            os.utime(path, ns=(10**18, 10**18))
+
+    settle()
     read = []
-    digest = identity.hashlib.file_digest
-    monkeypatch.setattr(identity.hashlib, "file_digest", lambda f, n: read.append(Path(f.name).name) or digest(f, n))
+    digest = contents.hashlib.file_digest
+    monkeypatch.setattr(contents.hashlib, "file_digest", lambda f, n: read.append(Path(f.name).name) or digest(f, n))
     first = corpus_sha256(data, root)
     assert sorted(read) == ["1.wav", "2.wav"]
     assert corpus_sha256(data, root) == first and len(read) == 2
+    assert corpus_sha256(data, tmp_path / "nowhere") == first and len(read) == 4
+    assert not (tmp_path / "nowhere").exists(), "naming a run makes no folder"
     (data / "2.wav").write_bytes(b"TWO")
-    os.utime(data / "2.wav", ns=(1, 1))
-    assert corpus_sha256(data, root) != first and read[2:] == ["2.wav"]
+    assert corpus_sha256(data, root) != first and read[4:] == ["2.wav"]
+    (data / "2.wav").write_bytes(b"two")
+    settle()
     for broken in ("{", "[]", '{"1.wav": 3}', '{"1.wav": [1, "x", 2]}'):
-        (kept,) = root.glob("corpus-hashes-*.json")
+        (kept,) = root.glob("contents-*.json")
         kept.write_text(broken)
-        (data / "2.wav").write_bytes(b"two")
         assert corpus_sha256(data, root) == first, "a damaged file of hashes is made again"
         assert set(json.loads(kept.read_text())) == {"1.wav", "2.wav"}
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    for name in ("1.wav", "2.wav"):
+        (tmp_path / name).write_bytes(b"one")
+    opened = Path.open
+
+    def refuse(path, *args):
+        if path.name == "2.wav":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *args)
+
+    monkeypatch.setattr(contents.Path, "open", refuse)
+    with pytest.raises(OSError, match=r"2\.wav cannot be read"):
+        corpus_sha256(tmp_path, tmp_path / "root")
 
 
 def test_the_embedded_corpus_is_its_recipe():
