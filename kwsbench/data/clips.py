@@ -129,8 +129,10 @@ class Augmentation:
 @dataclass(frozen=True, eq=False)
 class ClipSet:
     """The clips of a split: ``audio`` int16 [N, 16000], ``labels`` int64 [N], by ``task.labels``; ``words`` the corpus
-    labels; ``paths`` (of silence: a number). ``noise`` int16, recordings one after the other, of ``noise_lengths``
-    samples each. ``skipped``: files that could not be read, with the reason; ``source_hash``: of all that decides it.
+    labels; ``paths`` (of silence: a number); ``speakers``, "" where unknown.
+
+    ``noise`` int16, recordings one after the other, of ``noise_lengths`` samples each. ``skipped``: files that could
+    not be read, with the reason; ``source_hash``: of all that decides it.
     """
 
     task: ClipTask
@@ -139,6 +141,7 @@ class ClipSet:
     labels: np.ndarray
     words: tuple[str, ...]
     paths: tuple[str, ...]
+    speakers: tuple[str, ...]
     noise: np.ndarray
     noise_lengths: np.ndarray
     skipped: tuple[str, ...]
@@ -321,7 +324,7 @@ def _share(words: int) -> int:
 
 
 def _decoded(corpus: Corpus, task: ClipTask, split: str, chosen: list[Clip], source_hash: str) -> ClipSet:
-    audio, words, paths, skipped = [], [], [], []
+    audio, words, paths, speakers, skipped = [], [], [], [], []
     for clip in chosen:
         try:
             audio.append(fitted(read_audio(corpus.root / clip.path), clip.start_seconds, clip.end_seconds))
@@ -330,6 +333,7 @@ def _decoded(corpus: Corpus, task: ClipTask, split: str, chosen: list[Clip], sou
             continue
         words.append(clip.label)
         paths.append(clip.path)
+        speakers.append(clip.speaker)
     found = Counter(words)
     _check_counts({word: found[word] for word in task.words}, split, str(corpus.root))
     noise, lengths, lost, notes = _noise(corpus, split)
@@ -338,9 +342,10 @@ def _decoded(corpus: Corpus, task: ClipTask, split: str, chosen: list[Clip], sou
         audio += list(_silence(noise, lengths, n, split))
         words += [SILENCE] * n
         paths += [f"{SILENCE}/{i}" for i in range(n)]
+        speakers += [""] * n
     labels = np.array([task.class_of(word) for word in words], np.int64)
     return ClipSet(
-        task, split, np.stack(audio), labels, tuple(words), tuple(paths), noise, lengths,
+        task, split, np.stack(audio), labels, tuple(words), tuple(paths), tuple(speakers), noise, lengths,
         tuple([*skipped, *lost]), notes, source_hash,
     )  # fmt: skip
 
@@ -379,7 +384,7 @@ def _noise(corpus: Corpus, split: str) -> tuple[np.ndarray, np.ndarray, list[str
 
 
 _ARRAYS = ("audio", "labels", "noise", "noise_lengths")
-_TEXTS = ("words", "paths", "skipped", "notes")
+_TEXTS = ("words", "paths", "speakers", "skipped", "notes")
 
 
 def _save(file: Path, clips: ClipSet) -> None:

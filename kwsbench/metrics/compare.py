@@ -2,6 +2,8 @@
 
 - :func:`wilson_interval` for proportions of independent clips (FRR, FDR): Wilson 1927, eq. as in Brown, Cai
   and DasGupta 2001. Never leaves [0, 1] and is right at 0 of n.
+- :func:`design_effect`: clips of one speaker are not independent; ``n / design_effect`` independent ones would say as
+  much as the ``n`` there are (Kish 1965). A proportion over it goes into the same Wilson interval.
 - :func:`poisson_interval` and :func:`poisson_upper` for events per hour: Garwood 1936, exact through the
   chi-square quantile. They assume independent events; false accepts of one long recording cluster, and the
   true interval is then wider.
@@ -42,8 +44,8 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(float(array.mean()), float(array.min()), float(array.max()), array.size)
 
 
-def wilson_interval(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Two-sided Wilson score interval of the proportion ``count / n``.
+def wilson_interval(count: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Two-sided Wilson score interval of the proportion ``count / n``; both may be effective numbers.
 
     Raises:
         ValueError: ``n`` is 0, ``count`` is outside 0..n, or ``confidence`` outside (0, 1).
@@ -59,6 +61,33 @@ def wilson_interval(count: int, n: int, confidence: float = 0.95) -> tuple[float
     low = 0.0 if count == 0 else float(centre - half)
     high = 1.0 if count == n else float(centre + half)
     return low, high
+
+
+def speaker_groups(speakers: Sequence[str]) -> np.ndarray:
+    """A number per clip [N], the same for clips of one speaker; a clip of an unknown speaker (``""``) has its own."""
+    names: dict[str, int] = {}
+    return np.array([names.setdefault(s or f"\0{i}", len(names)) for i, s in enumerate(speakers)], np.int64)
+
+
+def design_effect(values: np.ndarray, groups: np.ndarray) -> float:
+    """How many times the variance of the mean of ``values`` [N] grows because clips of a group are alike, at least 1.
+
+    The variance between totals of groups over that between clips, both with their n - 1 (the ratio estimator of survey
+    sampling: Kish 1965). 1 where every clip is its own group, or values or groups do not differ.
+
+    Raises:
+        ValueError: no value, or not a group for each.
+    """
+    values, groups = np.asarray(values, np.float64), np.asarray(groups)
+    if not len(values) or values.shape != groups.shape:
+        raise ValueError(f"a group for each value is expected, got {values.shape} and {groups.shape}")
+    away = values - values.mean()
+    _, index = np.unique(groups, return_inverse=True)
+    totals = np.bincount(index, away)
+    n, k, alone = len(values), len(totals), float(away @ away)
+    if k < 2 or not alone > 1e-12 * n:
+        return 1.0
+    return max(1.0, float(totals @ totals) * k / (k - 1) / (alone * n / (n - 1)))
 
 
 def poisson_interval(events: int, hours: float, confidence: float = 0.95) -> tuple[float, float]:

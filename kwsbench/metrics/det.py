@@ -235,6 +235,13 @@ def clip_maxima(scores: Scores, keyword: str, config: DetectorConfig) -> tuple[n
     return trials.positive_maxima, trials.clip_maxima
 
 
+def clip_kinds(scores: Scores, keyword: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which segments are positives, and which are negative clips: two bool [S]."""
+    positive = np.array([label == keyword for label in scores.labels], bool)
+    reserved = np.array([label.startswith("_") for label in scores.labels], bool)
+    return positive, ~positive & ~reserved
+
+
 def evaluate(scores: Scores, keyword: str, threshold: float, config: DetectorConfig) -> OperatingPoint:
     """Rates and counts of one keyword at one threshold. Raises ValueError as :func:`det_curve` does."""
     return _point(det_curve(scores, keyword, config, np.array([threshold])), 0)
@@ -298,16 +305,14 @@ class _Trials:
     def of(cls, scores: Scores, keyword: str, config: DetectorConfig) -> _Trials:
         smoothed = smooth_segments(scores.values, scores.offsets, config.smoothing_frames)
         maxima = segment_maxima(smoothed, scores.offsets)
-        labels = np.array(scores.labels, dtype=object)
-        positive = labels == keyword
-        speech = labels == CONTINUOUS_SPEECH
-        reserved = np.array([label.startswith("_") for label in scores.labels], bool)
+        positive, clips = clip_kinds(scores, keyword)
+        speech = np.array([label == CONTINUOUS_SPEECH for label in scores.labels], bool)
         if not positive.any():
             words = sorted({label for label in scores.labels if not label.startswith("_")})
             raise ValueError(f"no segment of {scores.system!r} is labelled {keyword!r}; labels there: {words[:10]}")
         trials = cls(
             positive_maxima=maxima[positive],
-            clip_maxima=maxima[~positive & ~reserved],
+            clip_maxima=maxima[clips],
             speech=_gather(smoothed, scores.offsets, speech),
             others=_gather(smoothed, scores.offsets, ~positive & ~speech),
             frame_seconds=scores.frame_seconds,

@@ -6,6 +6,9 @@ same ones for both systems and for all seeds, so that what makes a clip hard for
 difference. Thresholds are set anew in every draw. The seeds are those that were trained: the interval does not
 say how other seeds would have come out.
 
+Clips of one speaker are alike. With ``groups``, speakers are drawn instead, each with all its clips (a cluster
+bootstrap), and where the clips of a speaker differ together the interval is wider.
+
 Accuracy over several classes is compared likewise (:func:`accuracy_difference`), there with seeds drawn with
 replacement too: with a few seeds that says a little of others, with one seed nothing.
 """
@@ -50,11 +53,16 @@ def fdr_difference(
     seed: int = 0,
     draws: int = 2000,
     confidence: float = 0.95,
+    groups: Maxima | None = None,
 ) -> FdrDifference:
     """FDR of ``ours`` minus ``theirs``, one pair of clip maxima per training seed, at ``frr`` [seeds].
 
+    ``groups``: numbers of the speakers of the positives and of the negative clips (compare.speaker_groups, of both
+    together); without it, or where all is of one speaker, clips are drawn.
+
     Raises:
-        ValueError: no seed, systems on different clips, ``frr`` outside [0, 1), or fewer than 100 draws.
+        ValueError: no seed, systems on different clips, other groups than clips, ``frr`` outside [0, 1), or fewer than
+            100 draws.
     """
     if not ours or not len(ours) == len(theirs) == len(frr):
         raise ValueError(f"one pair and one FRR per seed are expected, got {len(ours)}, {len(theirs)} and {len(frr)}")
@@ -65,7 +73,13 @@ def fdr_difference(
         raise ValueError(f"frr is a share from 0 to below 1, got {list(frr)}")
     if draws < 100:
         raise ValueError(f"a bootstrap needs at least 100 draws, got {draws}")
-    (n_positives, n_negatives), rng = sizes.pop(), np.random.default_rng(seed)
+    n_positives, n_negatives = sizes.pop()
+    if groups is not None and (len(groups[0]), len(groups[1])) != (n_positives, n_negatives):
+        raise ValueError(
+            f"a speaker for each of {n_positives} positives and {n_negatives} negatives is expected, got "
+            f"{len(groups[0])} and {len(groups[1])}"
+        )
+    rng = np.random.default_rng(seed)
 
     def differences(p: np.ndarray, n: np.ndarray) -> list[float]:
         return [
@@ -73,13 +87,26 @@ def fdr_difference(
             for a, b, rate in zip(ours, theirs, frr, strict=True)
         ]
 
+    def drawn() -> tuple[np.ndarray, np.ndarray]:
+        if groups is None or len(np.unique(np.concatenate(groups))) < 2:
+            return rng.integers(n_positives, size=n_positives), rng.integers(n_negatives, size=n_negatives)
+        while True:
+            times = _times(np.concatenate(groups), rng)
+            p, n = (np.repeat(np.arange(len(t)), t) for t in (times[:n_positives], times[n_positives:]))
+            if len(p):  # the FRR of no positive is nothing
+                return p, n
+
     per_seed = differences(np.arange(n_positives), np.arange(n_negatives))
-    means = [
-        np.mean(differences(rng.integers(n_positives, size=n_positives), rng.integers(n_negatives, size=n_negatives)))
-        for _ in range(draws)
-    ]
+    means = [np.mean(differences(*drawn())) for _ in range(draws)]
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return FdrDifference(float(np.mean(per_seed)), float(low), float(high), tuple(per_seed))
+
+
+def _times(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """How often each clip [N] is there when as many groups as there are are drawn with replacement."""
+    _, index = np.unique(groups, return_inverse=True)
+    k = int(index.max()) + 1
+    return np.bincount(rng.integers(k, size=k), minlength=k)[index]
 
 
 @dataclass(frozen=True)
@@ -98,22 +125,35 @@ class AccuracyDifference:
 
 
 def accuracy_difference(
-    ours: np.ndarray, theirs: np.ndarray, seed: int = 0, draws: int = 2000, confidence: float = 0.95
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    seed: int = 0,
+    draws: int = 2000,
+    confidence: float = 0.95,
+    groups: np.ndarray | None = None,
 ) -> AccuracyDifference:
     """Accuracy of ``ours`` minus ``theirs``, bool [seeds, clips] each: whether a clip was told right.
 
+    ``groups`` [clips]: numbers of the speakers (compare.speaker_groups); without it, or where all is of one speaker,
+    clips are drawn.
+
     Raises:
-        ValueError: other shapes, nothing to compare, or fewer than 100 draws.
+        ValueError: other shapes, nothing to compare, other groups than clips, or fewer than 100 draws.
     """
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if ours.shape != theirs.shape or ours.ndim != 2 or not ours.size:
         raise ValueError(f"one row per seed and one column per clip are expected, got {ours.shape} and {theirs.shape}")
-    if draws < 100:
-        raise ValueError(f"a bootstrap needs at least 100 draws, got {draws}")
     better, rng = ours - theirs, np.random.default_rng(seed)
     seeds, clips = better.shape
-    means = [
-        better[rng.integers(seeds, size=seeds)].mean(0)[rng.integers(clips, size=clips)].mean() for _ in range(draws)
-    ]
+    if groups is not None and len(groups) != clips:
+        raise ValueError(f"a speaker for each of {clips} clips is expected, got {len(groups)}")
+    if groups is None or len(np.unique(groups)) < 2:
+        groups = np.arange(clips)
+    if draws < 100:
+        raise ValueError(f"a bootstrap needs at least 100 draws, got {draws}")
+    means = []
+    for _ in range(draws):
+        mean, times = better[rng.integers(seeds, size=seeds)].mean(0), _times(groups, rng)
+        means.append(mean @ times / times.sum())
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return AccuracyDifference(float(better.mean()), float(low), float(high), tuple(better.mean(1).tolist()))

@@ -169,8 +169,8 @@ def mean_widths(record: Any) -> list[float]:
 
 def freezing(experiment: Any, system: Any) -> dict[str, Any]:
     """Accuracy of a stage-2 system on validation, and of the stage 1 behind it, whose widths had just become whole."""
-    before = experiment.accuracy(replace(system, kind="stage_one"), "validation")
-    after = experiment.accuracy(system, "validation")
+    before = experiment.accuracy([replace(system, kind="stage_one")], "validation")
+    after = experiment.accuracy([system], "validation")
     return {
         "stage 1, frozen (%)": 100 * before["accuracy"],
         "stage 2, integers (%)": 100 * after["accuracy"],
@@ -238,11 +238,15 @@ def strategy_rows(search: Any, strategies: Sequence[str]) -> list[dict[str, Any]
     return rows
 
 
-def search_differences(right: Mapping[str, np.ndarray]) -> dict[str, AccuracyDifference]:
+def search_differences(right: Mapping[str, np.ndarray], speakers: np.ndarray) -> dict[str, AccuracyDifference]:
     """What "proxyless" found minus what each other strategy found, clip by clip. ``right``: by strategy, bool [clips],
-    whether a clip was told right."""
+    whether a clip was told right; ``speakers``: their numbers [clips]."""
     ours = right["proxyless"][None]
-    return {name: accuracy_difference(ours, theirs[None]) for name, theirs in right.items() if name != "proxyless"}
+    return {
+        name: accuracy_difference(ours, theirs[None], groups=speakers)
+        for name, theirs in right.items()
+        if name != "proxyless"
+    }
 
 
 def search_conclusion(

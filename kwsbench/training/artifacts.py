@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from kwsbench.files import locked, set_aside
+from kwsbench.files import locked, set_aside, write_json
 from kwsbench.training.checkpoints import CheckpointError, OtherModelError, read_tensors
 
 T = TypeVar("T")
@@ -32,6 +33,11 @@ def kept(file: Path, what: str, load: Callable[[Path], T], make: Callable[[Path]
         if not file.is_file():  # another process may have made it meanwhile
             make(file)
     return load(file)
+
+
+def kept_json(file: Path, what: str, make: Callable[[], Any]) -> Any:
+    """Like :func:`kept`, of plain values: what ``make`` returns is written as JSON."""
+    return kept(file, what, lambda path: json.loads(path.read_text()), lambda path: write_json(path, make()))
 
 
 def usable_checkpoint(path: Path) -> Path:

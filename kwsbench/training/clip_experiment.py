@@ -14,6 +14,7 @@ import copy
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ from kwsbench.files import check_writable, write_json
 from kwsbench.integer import convolution_run
 from kwsbench.integer.convolution import Convolutional, load_convolutional
 from kwsbench.integer.lower_convolutional import lower_convolutional
-from kwsbench.metrics.compare import wilson_interval
+from kwsbench.metrics.compare import design_effect, speaker_groups, wilson_interval
 from kwsbench.metrics.det import OperatingPoint, det_curve, evaluate, operating_point
 from kwsbench.metrics.events import DetectorConfig
 from kwsbench.metrics.scores import Scores, keyword_scores, read_npz, write_npz
@@ -39,7 +40,7 @@ from kwsbench.models.layers import Front, Network
 from kwsbench.quantizers import budget
 from kwsbench.quantizers.convolutional import ConvPlan, QuantizedConvNet, activated, elements, weighted
 from kwsbench.quantizers.learned import LEARNERS, LearnedConvNet, budget_of_mean_bits, smallest_kb
-from kwsbench.training.artifacts import kept, usable_checkpoint
+from kwsbench.training.artifacts import kept, kept_json, usable_checkpoint
 from kwsbench.training.checkpoints import CheckpointError, OtherModelError, read_tensors, write_tensors
 from kwsbench.training.clips import AUGMENT_SEED, FEATURES_VERSION, ClipSampler, ClipSampling, ClipStage
 from kwsbench.training.loop import train
@@ -300,7 +301,14 @@ class ClipExperiment:
     @cached_property
     def training_hash(self) -> str:
         """What the training clips are made of."""
-        return set_hash(self.corpus, self.spec.task, "train", self.root / "clips")
+        return self._hash("train")
+
+    @cached_property
+    def _validation_hash(self) -> str:
+        return self._hash("validation")
+
+    def _hash(self, split: str) -> str:
+        return set_hash(self.corpus, self.spec.task, split, self.root / "clips")
 
     def sampler(self, front: Front, seed: int) -> ClipSampler:
         """Training batches as a front end hears them."""
@@ -436,6 +444,8 @@ class ClipExperiment:
             own["calibration"] = CALIBRATION_BATCHES
         if system.plan is not None:
             own["plan"] = system.plan.to_json()
+        if isinstance(system.plan, BudgetPlan) and system.kind in ("stage_one", "post_training"):
+            own["chosen on"] = self._validation_hash  # its widths are those that cost least there
         base: dict[str, Any] = {"kind": system.kind, "seed": system.seed, "own": own, "version": ARTIFACT_VERSION}
         # Sums and transcendental functions differ by an ulp between devices: a model lives on the kind that made it.
         base["device"] = torch.device(self.device).type
@@ -499,11 +509,21 @@ class ClipExperiment:
         """Whether each clip of a split is told right, bool [N]."""
         return self.logits(system, split).argmax(1) == self.clips(split).labels
 
-    def accuracy(self, system: ClipSystem, split: str) -> dict[str, Any]:
-        """``accuracy``, its 95% interval ``low`` and ``high`` (Wilson), and what it was counted from."""
-        right = self.correct(system, split)
-        low, high = wilson_interval(int(right.sum()), len(right))
-        return {"accuracy": float(right.mean()), "low": low, "high": high, "right": int(right.sum()), "n": len(right)}
+    def speakers(self, split: str) -> np.ndarray:
+        """The number of the speaker of each clip of a split [N]; where it is unknown, one of its own."""
+        return speaker_groups(self.clips(split).speakers)
+
+    def accuracy(self, systems: Sequence[ClipSystem], split: str) -> dict[str, Any]:
+        """``accuracy`` in the mean of systems that differ in their seed, and its 95% interval ``low`` and ``high``.
+
+        The interval is Wilson's, on ``n_effective``: as many independent clips as the ``n`` of these speakers are worth
+        (metrics.compare.design_effect).
+        """
+        right = np.mean([self.correct(system, split) for system in systems], axis=0)
+        n, mean = len(right), float(right.mean())
+        effective = n / design_effect(right, self.speakers(split))
+        low, high = wilson_interval(mean * effective, effective)
+        return {"accuracy": mean, "low": low, "high": high, "n": n, "n_effective": effective}
 
     def scores(self, system: ClipSystem, split: str) -> Scores:
         """The score of the keyword, one per clip.
@@ -527,17 +547,18 @@ class ClipExperiment:
     def equality(self, system: ClipSystem) -> dict[str, int]:
         """Values of all layers, of up to ``EQUALITY_CLIPS`` test clips, that program and emulation give (``compared``),
         and those that are not the same (``different``)."""
-        clips = self.clips("test")
-        file = self.folder(system) / f"equality-test-{clips.source_hash[:12]}.json"
-        if not file.is_file():
+
+        def make() -> dict[str, int]:
             model, program = self.model(system), self.program(system)
             assert isinstance(model, QuantizedConvNet)
             x, _ = self.sampler(system.network.front, system.seed).evaluation("test")
             rows = np.unique(np.linspace(0, len(x) - 1, min(EQUALITY_CLIPS, len(x))).astype(int))
             counts = [_compared(model, program, x[row], self.device) for row in rows]
             compared, different = (sum(c[i] for c in counts) for i in (0, 1))
-            write_json(file, {"clips": len(rows), "compared": compared, "different": different})
-        return json.loads(file.read_text())
+            return {"clips": len(rows), "compared": compared, "different": different}
+
+        file = self.folder(system) / f"equality-test-{self.clips('test').source_hash[:12]}.json"
+        return kept_json(file, self._title(system), make)
 
 
 def _built(system: ClipSystem) -> ConvNet | BCResNet:

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from kwsbench.files import write_json
-from kwsbench.metrics.det import clip_maxima
+from kwsbench.files import write_json, write_text
+from kwsbench.metrics.compare import speaker_groups
+from kwsbench.metrics.det import clip_kinds, clip_maxima
 from kwsbench.metrics.paired import FdrDifference, Maxima, fdr_difference
 from kwsbench.models.feedforward import Spotter
 from kwsbench.quantizers.annealing import findings
@@ -121,11 +122,12 @@ def ablations_of(experiment: Experiment, seed: int, bits: int = ABLATION_BITS) -
 
 
 def run_neighbours(
-    experiment: Experiment, systems: Sequence[System], ablations: Sequence[Ablation], out: Path
+    experiment: Experiment, systems: Sequence[System], ablations: Sequence[Ablation], out: Path | None = None
 ) -> dict[str, Any]:
     """Train and measure what is not there yet; write ``neighbours.json`` and ``neighbours.md`` into ``out``.
 
-    The files are written anew after every system; the comparison, the ablations and the costs come last.
+    Without ``out`` nothing is written. The files are written anew after every system; the comparison, the ablations and
+    the costs come last.
 
     Args:
         systems: of any seeds; the float model of each seed among them, or it is not compared.
@@ -136,7 +138,6 @@ def run_neighbours(
     """
     if not systems:
         raise ValueError("there is no system to measure: train some, or name methods and widths that are there")
-    out.mkdir(parents=True, exist_ok=True)
     widths = sorted({s.weights.bits for s in systems if s.weights}, reverse=True)
     result: dict[str, Any] = {
         "command": command(experiment, systems, ablations),
@@ -145,8 +146,9 @@ def run_neighbours(
     }
 
     def write() -> None:
-        write_json(out / "neighbours.json", result)
-        (out / "neighbours.md").write_text(markdown(result))
+        if out:
+            write_json(out / "neighbours.json", result)
+            write_text(out / "neighbours.md", markdown(result))
 
     for system in tqdm(systems, desc="systems", disable=not experiment.progress):
         result["rows"].append(measure_quantizer(experiment, system))
@@ -257,9 +259,10 @@ def paired(experiment: Experiment, seeds: Sequence[int], ours: System, theirs: S
     """FDR of one system minus another's on test: ``{"operating FRR": ..., "float's FRR": ...}``."""
     floats = [min(experiment.point(System("float", seed)).frr, 1 - 1e-9) for seed in seeds]
     a, b = ([_maxima(experiment, replace(s, seed=seed)) for seed in seeds] for s in (ours, theirs))
+    groups = _speakers(experiment, replace(ours, seed=seeds[0]))
     return {
-        "operating FRR": fdr_difference(a, b, [experiment.spec.frr] * len(seeds)),
-        "float's FRR": fdr_difference(a, b, floats),
+        "operating FRR": fdr_difference(a, b, [experiment.spec.frr] * len(seeds), groups=groups),
+        "float's FRR": fdr_difference(a, b, floats, groups=groups),
     }
 
 
@@ -313,6 +316,15 @@ def _as_row(difference: FdrDifference) -> dict[str, Any]:
 
 def _maxima(experiment: Experiment, system: System) -> Maxima:
     return clip_maxima(experiment.scores(system, "test"), experiment.spec.keywords[0], experiment.spec.detector)
+
+
+def _speakers(experiment: Experiment, system: System) -> Maxima:
+    """Numbers of the speakers of the positives and of the negative clips, as `_maxima` has them."""
+    scores = experiment.scores(system, "test")
+    by_path = {clip.path: clip.speaker for clip in experiment.corpus.clips}
+    numbers = speaker_groups([by_path[path] for path in scores.paths])
+    positive, negative = clip_kinds(scores, experiment.spec.keywords[0])
+    return numbers[positive], numbers[negative]
 
 
 def _array(t: Any) -> np.ndarray:

@@ -103,7 +103,7 @@ def _comparison(result: Mapping[str, Any]) -> list[str]:
         "## General against its rivals, paired",
         "",
         "FDR of general minus that of the rival at one FRR on the test curve, in points: mean over the "
-        "seeds that both have and its 95% interval (bootstrap over clips, the same ones for both and for all "
+        "seeds that both have and its 95% interval (bootstrap over speakers, the same ones for both and for all "
         "seeds; other training seeds are not in it), then each seed. Wins or loses: the interval leaves out 0.",
         "",
         *_head(["bits", "rival", "at", "difference", "per seed", "outcome"]),

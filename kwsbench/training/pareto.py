@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from kwsbench.arithmetic.codebook import check_bits
 from kwsbench.files import write_json, write_text
 from kwsbench.integer.lower import LoweringError
-from kwsbench.metrics.compare import spread, wilson_interval
+from kwsbench.metrics.compare import spread
 from kwsbench.metrics.paired import AccuracyDifference, accuracy_difference
 from kwsbench.metrics.pareto import front_of
 from kwsbench.models.handmade import BCResNet, ds_cnn, feedforward
@@ -154,12 +154,13 @@ def run_pareto(
     networks: Mapping[str, AnyNetwork],
     quantizations: Sequence[Quantization],
     seeds: Sequence[int],
-    out: Path,
+    out: Path | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Train and measure what is not there yet; write ``pareto.json`` and ``pareto.md`` into ``out``.
 
-    The files are written anew after every system, so a killed run shows what it had and goes on from there.
+    Without ``out`` nothing is written. The files are written anew after every system, so a killed run shows what it had
+    and goes on from there.
 
     A system that does not train (a width collapsed, a loss was not finite) or does not lower is listed with its reason,
     and the others go on.
@@ -173,7 +174,6 @@ def run_pareto(
         for network in networks.values():
             if isinstance(quantization.plan, LearnedPlan) and isinstance(network, Network):
                 quantization.plan.check(network)
-    out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"command": command, "setup": setup(experiment, networks, seeds), "rows": []}
     result["failed"] = []
     systems = [
@@ -191,8 +191,9 @@ def run_pareto(
             failed = {"network": name, "quantization": quantization.name, "seed": seed, "why": str(error)}
             result["failed"].append(failed)
         result["summary"] = summarise(experiment, networks, quantizations, result["rows"], known)
-        write_json(out / "pareto.json", result)
-        write_text(out / "pareto.md", markdown(result))
+        if out:
+            write_json(out / "pareto.json", result)
+            write_text(out / "pareto.md", markdown(result))
     return result
 
 
@@ -210,6 +211,7 @@ def setup(experiment: ClipExperiment, networks: Mapping[str, AnyNetwork], seeds:
         "steps": {stage.name: stage.steps for stage in (p.float_stage, p.stage_one, p.stage_two)},
         "device": experiment.device,
         "clips": {split: clips.counts() for split, clips in splits.items()},
+        "speakers": len({speaker for speaker in splits["test"].speakers if speaker}),
         "left_out": {split: list(clips.skipped) for split, clips in splits.items() if clips.skipped},
         "notes": list(dict.fromkeys([*experiment.corpus.notes, *(n for c in splits.values() for n in c.notes)])),
         "operating_frr": spec.frr,
@@ -234,8 +236,8 @@ def measure(
         "quantization": quantization.name,
         "kind": quantization.kind,
         "seed": seed,
-        **experiment.accuracy(system, "test"),
-        "validation_accuracy": experiment.accuracy(system, "validation")["accuracy"],
+        **experiment.accuracy([system], "test"),
+        "validation_accuracy": experiment.accuracy([system], "validation")["accuracy"],
         **sizes(experiment, system),
     }
     if experiment.spec.task.keyword:
@@ -300,18 +302,18 @@ def summarise(
                 if values:
                     s = spread(values)
                     entry[figure] = {"mean": s.mean, "lowest": s.least, "highest": s.largest}
-            n = mine[0]["n"]
-            low, high = wilson_interval(round(entry["accuracy"]["mean"] * n), n)
-            entry |= {"low": low, "high": high, "n": n}
+            systems = [system_of(network, name, quantization, seed) for seed in entry["seeds"]]
+            found = experiment.accuracy(systems, "test")
+            entry |= {key: found[key] for key in ("low", "high", "n", "n_effective")}
             entry |= {key: sum(r.get(key, 0) for r in mine) for key in ("compared", "different")}
             if quantization != FLOAT:
                 key = (name, quantization.name, *entry["seeds"])
                 if key not in known:
+                    floats = [system_of(network, name, FLOAT, seed) for seed in entry["seeds"]]
                     ours, theirs = (
-                        [experiment.correct(system_of(network, name, q, seed), "test") for seed in entry["seeds"]]
-                        for q in (quantization, FLOAT)
+                        np.stack([experiment.correct(s, "test") for s in those]) for those in (systems, floats)
                     )
-                    known[key] = accuracy_difference(np.stack(ours), np.stack(theirs))
+                    known[key] = accuracy_difference(ours, theirs, groups=experiment.speakers("test"))
                 difference = known[key]
                 entry["difference"] = asdict(difference) | {"outcome": difference.outcome}
                 entry["difference"]["per_seed"] = list(difference.per_seed)
@@ -337,14 +339,14 @@ def markdown(result: Mapping[str, Any]) -> str:
         + ", ".join(f"{count} {label}" for label, count in s["clips"]["test"].items())
         + f"); one test clip is {100 / counts['test']:.2f}%.",
         "",
-        "Accuracy on test, mean (lowest-highest) over seeds; interval: 95%, Wilson, of the mean on that many "
-        "clips. Difference: from the float network of the same seeds, paired by clip, 95% bootstrap over clips and "
-        "seeds. MACs of one clip, without the front end. FLASH and RAM (streaming) in kB of 1000 bytes, at their "
-        "widths; of float systems 4 bytes per parameter and value. Bits: mean per weight and per activation. "
-        "Front: no other row has fewer FLASH bytes and more accuracy on validation. Equal: values of all layers "
-        "that the integer program and training's emulation agree on. Learned widths have a budget of that many bits "
-        "per weight and per value of activations in the mean; mixed: limits on FLASH and RAM lie a third of the way "
-        "from 2 bits throughout to 8.",
+        "Accuracy on test, mean (lowest-highest) over seeds; interval: 95%, Wilson, of the mean on as many "
+        "independent clips as those of these speakers are worth. Difference: from the float network of the same "
+        "seeds, paired by clip, 95% bootstrap over speakers and seeds. MACs of one clip, without the front end. FLASH "
+        "and RAM (streaming) in kB of 1000 bytes, at their widths; of float systems 4 bytes per parameter and value. "
+        "Bits: mean per weight and per activation. Front: no other row has fewer FLASH bytes and more accuracy on "
+        "validation. Equal: values of all layers that the integer program and training's emulation agree on. Learned "
+        "widths have a budget of that many bits per weight and per value of activations in the mean; mixed: limits on "
+        "FLASH and RAM lie a third of the way from 2 bits throughout to 8.",
         "",
         "| network | quantization | accuracy | interval | difference | weights | MACs | FLASH kB | RAM kB | "
         "bits w / a | " + ("FRR | FDR | " if keyword else "") + "front | equal |",

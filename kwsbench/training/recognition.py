@@ -50,7 +50,7 @@ from kwsbench.models.recurrent import LstmEncoderConfig
 from kwsbench.models.transducer import Transducer, TransducerConfig
 from kwsbench.quantizers import SOURCES
 from kwsbench.quantizers.recognizer import IntegerRecognizer, RecognizerPlan, SoftRecognizer
-from kwsbench.training.artifacts import kept, usable_checkpoint
+from kwsbench.training.artifacts import kept, kept_json, usable_checkpoint
 from kwsbench.training.recognizers import Model, load_recognizer, save_recognizer
 from kwsbench.training.transducer import (
     Recognised,
@@ -467,14 +467,15 @@ class Recognition:
         """Utterances that the program recognises on its packed kernels (``compared``), and those where it gives other
         labels than training's own arithmetic (``different``)."""
         bank = self.bank(split)
-        file = self.folder(system) / f"equality-{split}-{bank.source_hash[:12]}.json"
-        if not file.is_file():
+
+        def make() -> dict[str, int]:
             engine = Packed(self.program(system))
             heard = [self.vocabulary.decode(transcribe(engine, bank.utterance(i))) for i in range(len(bank))]
             trained = self.recognised(system, split).hypotheses
-            different = sum(a != b for a, b in zip(heard, trained, strict=True))
-            write_json(file, {"compared": len(heard), "different": different})
-        return json.loads(file.read_text())
+            return {"compared": len(heard), "different": sum(a != b for a, b in zip(heard, trained, strict=True))}
+
+        file = self.folder(system) / f"equality-{split}-{bank.source_hash[:12]}.json"
+        return kept_json(file, self._title(system), make)
 
     def packed_bytes(self, system: RecognitionSystem) -> int:
         """Bytes that a device stores; of the float systems, four for every parameter."""

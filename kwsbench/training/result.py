@@ -7,7 +7,6 @@ FDRs stand at one FRR; it describes the curve and chooses nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from kwsbench.files import write_json
 from kwsbench.metrics.compare import spread
 from kwsbench.metrics.det import point_at_frr
 from kwsbench.quantizers.attach import QuantizedSpotter, WeightPlan
+from kwsbench.training.artifacts import kept_json
 from kwsbench.training.experiment import Experiment, System
 from kwsbench.training.ladder import compare_exact
 
@@ -79,13 +79,15 @@ def measure(experiment: Experiment, system: System) -> dict[str, Any]:
 
 def check_equal(experiment: Experiment, system: System) -> dict[str, int]:
     """Emulation = reference = SDOT kernel on the whole test split: values compared and differing."""
-    file = experiment.folder(system) / f"equality-{experiment.bank('test').source_hash[:12]}.json"
-    if not file.is_file():
+
+    def make() -> dict[str, int]:
         model = experiment.model(system)
         assert isinstance(model, QuantizedSpotter)
         rows = compare_exact(model, experiment.program(system), experiment.bank("test"))
-        write_json(file, {"compared": sum(r.compared for r in rows), "different": sum(r.different for r in rows)})
-    return json.loads(file.read_text())
+        return {"compared": sum(r.compared for r in rows), "different": sum(r.different for r in rows)}
+
+    file = experiment.folder(system) / f"equality-{experiment.bank('test').source_hash[:12]}.json"
+    return kept_json(file, f"{system.label}, seed {system.seed}", make)
 
 
 def summarise(rows: list[dict[str, Any]], figures: Sequence[str] = FIGURES) -> list[dict[str, Any]]:

@@ -47,15 +47,15 @@ def run_table(
     encoders: Sequence[str],
     seeds: Sequence[int],
     bits: Sequence[int],
-    out: Path,
+    out: Path | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """Train and evaluate everything; write ``recognition.json`` and ``recognition.md`` into ``out``.
 
-    The mix is proposed on the first seed's float model and validation data, and serves all seeds. Resumable: what was
-    made before is read; both files are written anew after every system. ``command``: how to make it again.
+    Without ``out`` nothing is written. The mix is proposed on the first seed's float model and validation data, and
+    serves all seeds. Resumable: what was made before is read; both files are written anew after every system.
+    ``command``: how to make it again.
     """
-    out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {"setup": setup(recognition, encoders, seeds, bits) | {"command": command}, "mixes": {}}
     total = len(encoders) * len(seeds) * len(systems_of("lstm", 0, bits, None)) + len(encoders) * len(seeds)
@@ -67,8 +67,9 @@ def run_table(
                 for system in systems_of(encoder, seed, bits, proposal.plan):
                     rows.append(measure(recognition, system))
                     result |= {"rows": rows, "summary": summarise(rows)}
-                    write_json(out / "recognition.json", result)
-                    write_text(out / "recognition.md", markdown(result))
+                    if out:
+                        write_json(out / "recognition.json", result)
+                        write_text(out / "recognition.md", markdown(result))
                     bar.update()
     return result
 

@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kwsbench.metrics.compare import poisson_interval, poisson_upper, spread, wilson_interval
+from kwsbench.metrics.compare import (
+    design_effect,
+    poisson_interval,
+    poisson_upper,
+    speaker_groups,
+    spread,
+    wilson_interval,
+)
 
 
 @given(st.integers(0, 300), st.integers(0, 300), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
@@ -69,3 +76,51 @@ def test_spread_over_seeds():
 def test_bad_values_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_speakers_get_numbers_and_unknown_ones_each_their_own():
+    assert speaker_groups(["b", "", "a", "b", "", "\0"]).tolist() == [0, 1, 2, 0, 3, 4]
+    assert speaker_groups([]).shape == (0,)
+
+
+@pytest.mark.parametrize("times", [2, 5])
+def test_a_clip_said_again_and_again_counts_once(times):
+    values = (np.random.default_rng(0).random(400) < 0.7).astype(float)
+    effect = design_effect(np.repeat(values, times), np.repeat(np.arange(400), times))
+    assert effect == pytest.approx(times, rel=0.01)
+    assert design_effect(values, np.arange(400)) == pytest.approx(1.0)
+
+
+def test_the_design_effect_is_that_of_clips_correlated_within_speakers():
+    """Kish: 1 + (m - 1) rho for m clips a speaker, of correlation rho."""
+    rng = np.random.default_rng(1)
+    speakers, m, rho = 4000, 6, 0.3
+    values = np.sqrt(rho) * rng.normal(size=(speakers, 1)) + np.sqrt(1 - rho) * rng.normal(size=(speakers, m))
+    groups = np.repeat(np.arange(speakers), m)
+    shuffled = rng.permutation(speakers * m)
+    assert design_effect(values.ravel()[shuffled], groups[shuffled]) == pytest.approx(1 + 5 * rho, rel=0.05)
+
+
+def test_intervals_of_clustered_clips_hold_the_truth_as_often_as_they_say():
+    """Speakers differ in how well they are understood; Wilson on effective clips covers their mean, on clips not."""
+    rng, groups, truth = np.random.default_rng(2), np.repeat(np.arange(60), 8), 0.8
+    held = {"effective": 0, "all": 0}
+    for _ in range(400):
+        understood = rng.beta(4, 1, size=60)  # of mean 0.8
+        right = (rng.random((60, 8)) < understood[:, None]).ravel()
+        for name, n in (("effective", 480 / design_effect(right, groups)), ("all", 480)):
+            low, high = wilson_interval(right.mean() * n, n)
+            held[name] += low <= truth <= high
+    assert 0.92 <= held["effective"] / 400 <= 0.98
+    assert held["all"] / 400 < 0.9
+
+
+@pytest.mark.parametrize("values, groups", [(np.ones(10), np.arange(10)), (np.arange(4.0), np.zeros(4)), ([1.0], [0])])
+def test_nothing_to_estimate_is_no_effect(values, groups):
+    assert design_effect(values, groups) == 1.0
+
+
+def test_a_design_effect_needs_values_with_groups():
+    for values, groups in (([], []), ([1.0, 2.0], [1])):
+        with pytest.raises(ValueError, match="a group for each value is expected"):
+            design_effect(values, groups)

@@ -124,3 +124,51 @@ def test_accuracies_of_other_clips_are_refused():
         accuracy_difference(told(0.9, 1), told(0.9, 1, clips=300))
     with pytest.raises(ValueError, match="at least 100 draws"):
         accuracy_difference(told(0.9, 1), told(0.8, 1), draws=9)
+
+
+def test_clips_that_are_said_twice_tell_nothing_new():
+    """Every clip three times, as one speaker's: the interval of each once. Drawn as if independent, a narrower one."""
+    ours, theirs = told(0.85, 8, clips=150), told(0.8, 9, clips=150)
+    once = accuracy_difference(ours, theirs)
+    thrice = [np.repeat(x, 3, axis=1) for x in (ours, theirs)]
+    grouped = accuracy_difference(*thrice, groups=np.repeat(np.arange(150), 3))
+    assert [grouped.mean, grouped.low, grouped.high] == pytest.approx([once.mean, once.low, once.high])
+    blind = accuracy_difference(*thrice)
+    assert blind.mean == pytest.approx(once.mean)
+    assert blind.high - blind.low < 0.8 * (once.high - once.low)
+
+
+def test_false_accepts_of_one_speaker_widen_the_interval():
+    a, b = maxima(2.0, 1, negatives=120), maxima(1.6, 2, negatives=120)
+    alone = np.arange(80), 80 + np.arange(120)
+    once = fdr_difference([a], [b], [0.1], groups=alone)
+    assert once.mean == fdr_difference([a], [b], [0.1]).mean
+    again = [tuple(np.repeat(x, 4) for x in pair) for pair in (a, b)]
+    grouped = fdr_difference(again[:1], again[1:], [0.1], groups=tuple(np.repeat(g, 4) for g in alone))
+    blind = fdr_difference(again[:1], again[1:], [0.1])
+    assert grouped.high - grouped.low == pytest.approx(once.high - once.low, rel=0.02)
+    assert blind.high - blind.low < 0.7 * (once.high - once.low)
+
+
+def test_one_speaker_who_says_everything_is_drawn_clip_by_clip():
+    ours, theirs = told(0.85, 8), told(0.8, 9)
+    assert accuracy_difference(ours, theirs, groups=np.zeros(400)) == accuracy_difference(ours, theirs)
+    pair = [maxima(2.0, 1)], [maxima(1.6, 2)]
+    same = np.zeros(80, int), np.zeros(200, int)
+    assert fdr_difference(*pair, [0.1], groups=same, draws=200) == fdr_difference(*pair, [0.1], draws=200)
+
+
+def test_a_draw_without_a_positive_is_drawn_again():
+    a, b = maxima(2.0, 1, positives=3), maxima(1.0, 2, positives=3)
+    groups = np.zeros(3, int), 1 + np.arange(200) % 2
+    found = fdr_difference([a], [b], [0.0], groups=groups, draws=200)
+    assert np.isfinite([found.low, found.high]).all()
+
+
+def test_speakers_of_other_clips_are_refused():
+    with pytest.raises(ValueError, match="a speaker for each of 400 clips is expected, got 399"):
+        accuracy_difference(told(0.85, 8), told(0.8, 9), groups=np.zeros(399))
+    with pytest.raises(
+        ValueError, match="a speaker for each of 80 positives and 200 negatives is expected, got 80 and 9"
+    ):
+        fdr_difference([maxima()], [maxima(2, 1)], [0.1], groups=(np.zeros(80), np.zeros(9)))

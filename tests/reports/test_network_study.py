@@ -86,11 +86,11 @@ def test_conclusions_name_what_was_found_and_how_sure_it_is():
     summary = [entry("proxyless", "float", 0.9, 20_000), entry("random", "float", 0.92, 20_000)]
     found = {"proxyless": "mfcc10 w8 3e1 h16", "random": "mfcc10 w8 3e2 h16"}
     clips = np.arange(200)
-    alike = study.search_differences({"proxyless": clips % 10 > 0, "random": clips % 10 > 1})
+    alike = study.search_differences({"proxyless": clips % 10 > 0, "random": clips % 10 > 1}, clips)
     assert alike["random"].mean == pytest.approx(0.1)
     told = study.search_conclusion({"summary": summary}, found, alike)
     assert "against random +10.0 points (95% +" in told and "speaks for these networks" in told
-    same = study.search_differences({"proxyless": clips % 10 > 0, "random": clips % 10 < 9})
+    same = study.search_differences({"proxyless": clips % 10 > 0, "random": clips % 10 < 9}, clips)
     assert "no difference is shown" in study.search_conclusion({"summary": summary}, found, same)
     assert "At equal cost" not in study.search_conclusion({"summary": summary}, {"proxyless": "x"}, {})
 

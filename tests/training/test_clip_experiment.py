@@ -11,7 +11,7 @@ import torch
 
 from kwsbench.data.clips import clip_task
 from kwsbench.integer import convolution_run
-from kwsbench.metrics.compare import wilson_interval
+from kwsbench.metrics.compare import design_effect, wilson_interval
 from kwsbench.models.convolutional import ConvNet
 from kwsbench.models.handmade import BCResNet
 from kwsbench.models.space import network_of
@@ -19,6 +19,7 @@ from kwsbench.quantizers.attach import WeightPlan
 from kwsbench.quantizers.convolutional import ConvPlan, QuantizedConvNet
 from kwsbench.quantizers.learned import CollapsedWidth, LearnedConvNet
 from kwsbench.resources.convolutional import needs
+from kwsbench.training import clip_experiment
 from kwsbench.training.checkpoints import OtherModelError
 from kwsbench.training.clip_experiment import (
     ARTIFACT_VERSION,
@@ -133,10 +134,15 @@ def test_bc_resnet_is_trained_in_float(data, tmp_path):
 
 
 def test_tones_are_told_apart(experiment):
-    found = experiment.accuracy(system("float"), "test")
+    found = experiment.accuracy([system("float")], "test")
     right = experiment.correct(system("float"), "test")
     assert found["accuracy"] == right.mean() > 0.6
-    assert (found["low"], found["high"]) == wilson_interval(int(right.sum()), len(right))
+    speakers = experiment.speakers("test")
+    silent = [word == "_silence_" for word in experiment.clips("test").words]
+    assert len(set(speakers[~np.array(silent)])) == 1 and len(set(speakers)) == 1 + sum(silent)
+    effective = len(right) / design_effect(right, speakers)
+    assert found["n_effective"] == effective
+    assert (found["low"], found["high"]) == wilson_interval(right.mean() * effective, effective)
     assert found["n"] == len(experiment.clips("test")) == len(experiment.logits(system("float"), "test"))
 
 
@@ -172,6 +178,16 @@ def test_widths_of_a_fixed_plan_stay(experiment):
         experiment.widths(system("float"))
 
 
+def test_a_damaged_count_of_equal_values_is_made_again(experiment, capsys):
+    mine = system("stage_two")
+    counts = experiment.equality(mine)
+    (file,) = experiment.folder(mine).glob("equality-*.json")
+    file.write_text('{"compared": 12')
+    assert experiment.equality(mine) == counts
+    assert "cannot be read" in capsys.readouterr().err
+    assert file.with_name(file.name + ".corrupt").read_text() == '{"compared": 12'
+
+
 def test_identities_tell_what_matters(experiment):
     one = experiment.identity(system("stage_two"))
     assert one == experiment.identity(replace(system("stage_two"), name="found"))
@@ -188,6 +204,16 @@ def test_identities_tell_what_matters(experiment):
     other = ClipExperiment(replace(experiment.spec, profile=longer), experiment.root, progress=False)
     assert other.folder(system("float")) != experiment.folder(system("float"))
     json.dumps(one)
+
+
+def test_widths_chosen_on_validation_clips_are_others_when_those_change(experiment, monkeypatch):
+    mixed = replace(system("stage_two"), plan=BudgetPlan())
+    before = {s: experiment.folder(s) for s in (mixed, system("stage_two"))}
+    monkeypatch.setattr(clip_experiment, "set_hash", lambda corpus, task, split, kept: f"{split}, changed")
+    fresh = ClipExperiment(experiment.spec, experiment.root, progress=False)
+    fresh.training_hash = experiment.training_hash
+    assert fresh.folder(system("stage_two")) == before[system("stage_two")]
+    assert fresh.folder(mixed) != before[mixed]
 
 
 def test_interrupted_training_goes_on_to_the_same_model(experiment, data, tmp_path):

@@ -10,8 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from kwsbench.cli import app
+from kwsbench.data.corpora import open_corpus
 from kwsbench.data.synth import RECIPES, synthesize
-from kwsbench.metrics.det import fdr_at_frr
+from kwsbench.metrics.det import clip_maxima, fdr_at_frr
+from kwsbench.metrics.paired import fdr_difference
 from kwsbench.quantizers.attach import WeightPlan
 from kwsbench.training import experiment as module
 from kwsbench.training.experiment import PROFILES, System, open_experiment
@@ -89,6 +91,29 @@ def test_the_comparison_reads_both_curves_at_one_frr(experiment, result):
     assert row["mean"] == pytest.approx(fdr[0] - fdr[1])
     assert row["low"] <= row["mean"] <= row["high"]
     assert result["verdict"]["of"] == 1
+
+
+def test_intervals_draw_the_speakers_of_the_clips(experiment, result):
+    (row,) = [r for r in result["comparisons"] if r["at"] == "operating FRR"]
+    speaker = {clip.path: clip.speaker for clip in open_corpus(experiment.spec.data).select(split="test")}
+    scores = experiment.scores(System("float"), "test")
+    of_label = list(zip(scores.labels, [speaker[path] for path in scores.paths], strict=True))
+    groups = (
+        [who for label, who in of_label if label == "computer"],
+        [who for label, who in of_label if label != "computer" and not label.startswith("_")],
+    )
+    assert len(set(groups[1])) < len(groups[1]), "several clips of a voice"
+    ours, theirs = (
+        clip_maxima(
+            experiment.scores(System("stage_two", 0, WeightPlan(m, 2)), "test"), "computer", experiment.spec.detector
+        )
+        for m in MENU
+    )
+    by_name = {who: number for number, who in enumerate(sorted({*groups[0], *groups[1]}))}
+    expected = fdr_difference(
+        [ours], [theirs], [0.05], seed=1, draws=4000, groups=tuple(np.array([by_name[w] for w in g]) for g in groups)
+    )
+    assert [row["low"], row["high"]] == pytest.approx([expected.low, expected.high], abs=0.02)
 
 
 def test_ablations_are_compared_with_their_base(experiment, result):

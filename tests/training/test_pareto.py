@@ -10,7 +10,7 @@ import pytest
 
 from kwsbench.data.clips import clip_task
 from kwsbench.integer.lower import LoweringError
-from kwsbench.metrics.compare import wilson_interval
+from kwsbench.metrics.compare import design_effect, wilson_interval
 from kwsbench.metrics.paired import accuracy_difference
 from kwsbench.models.space import NotationError, cost, network_of
 from kwsbench.quantizers.learned import LearnedConvNet
@@ -76,9 +76,11 @@ def test_accuracy_and_difference_are_those_of_the_clips(experiment, made):
     }
     found = entry(made[1], "mel", fixed(3))
     assert found["accuracy"]["mean"] == pytest.approx(right[fixed(3)].mean())
-    n = right[FLOAT].shape[1]
-    assert (found["low"], found["high"]) == wilson_interval(round(right[fixed(3)].mean() * n), n)
-    difference = accuracy_difference(right[fixed(3)], right[FLOAT])
+    speakers = experiment.speakers("test")
+    n = found["n_effective"]
+    assert n == found["n"] / design_effect(right[fixed(3)].mean(0), speakers) and found["n"] == len(speakers)
+    assert (found["low"], found["high"]) == wilson_interval(right[fixed(3)].mean() * n, n)
+    difference = accuracy_difference(right[fixed(3)], right[FLOAT], groups=speakers)
     assert (found["difference"]["low"], found["difference"]["outcome"]) == (difference.low, difference.outcome)
     assert "difference" not in entry(made[1], "mel", FLOAT)
 
