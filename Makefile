@@ -2,7 +2,7 @@
 # versions of constraints.txt. Needed beforehand: make, and python3 >= 3.11 with its venv module.
 #
 #   PYTHON=python3.12     another interpreter for .venv
-#   PROFILE=smoke|default|full    how much `make report` runs (minutes, tens of minutes, real corpora)
+#   PROFILE=smoke|default|full    how much `make report` runs (on two cores 4 and 16 minutes; real corpora)
 #   DATA=path             a corpus of recordings for `make result` (and for `make report`)
 #   TORCH_INDEX=address   package index for the torch wheel only: the CPU one keeps CUDA wheels away (see README)
 #   TORCH_FLAGS=...       any other pip options for the torch wheel

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+from matplotlib.ticker import MaxNLocator
 
 from kwsbench.metrics.pareto import front_of
 from kwsbench.models.layers import Add, Conv, Network, Output, Pool, shapes
@@ -200,6 +201,7 @@ def pareto_figure(
         line={"color": INK, "width": 1.5, "shape": "hv", "dash": "dot"},
         name="front",
         hoverinfo="skip",
+        showlegend=len(on) > 1,  # a front of one point is no line
     )
     for i, (name, group) in enumerate(groups.items()):
         style = series(i)
@@ -227,8 +229,12 @@ def pareto_figure(
 
 
 def _log_ticks(values: Sequence[float]) -> list[float]:
-    """Round numbers for a logarithmic axis over ``values``: few over decades, some within a fraction of one."""
+    """Round numbers for a logarithmic axis over ``values``: few over decades, some within one, evenly spaced ones where
+    the largest is not even thrice the least."""
     low, high = min(values) / 1.25, max(values) * 1.25
+    if max(values) < 3 * min(values):
+        even = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(0.95 * min(values), 1.05 * max(values))
+        return [t for t in even.round(10).tolist() if t > 0]
     mantissas = (1, 2, 5) if high / low > 8 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [t for d in decades for m in mantissas if low <= (t := round(m * 10.0**d, 10)) <= high]

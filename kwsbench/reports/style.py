@@ -34,8 +34,9 @@ class Series:
 
 
 def series(i: int) -> Series:
-    """Style of series ``i``; colours and dashes have different periods, so 42 series differ."""
-    return Series(PALETTE[i % len(PALETTE)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
+    """Style of series ``i``: the first 42 differ as lines and as points (markers move on by one with every round)."""
+    marker = MARKERS[(i + i // len(PALETTE)) % len(MARKERS)]
+    return Series(PALETTE[i % len(PALETTE)], DASHES[i % len(DASHES)], marker)
 
 
 def text(label: str) -> str:

@@ -53,6 +53,29 @@ def test_widths_are_rows_and_steps_columns():
         widths_over_training([0, 10], {"a": [8, 4], "b": [8]})
 
 
+@pytest.mark.parametrize(
+    "values", [(1.03, 1.22), (0.43, 3.59), (7, 107), (1.08, 2.43), (20, 21), (1, 1), (0.001, 0.0011), (5e3, 9.9e4)]
+)
+def test_a_logarithmic_axis_is_read_by_three_to_seven_round_numbers(values):
+    points = [{"name": "a", "x": x, "y": 1, "low": 0, "high": 2} for x in values]
+    axis = pareto_figure({"all": points}, "x", "y").layout.xaxis
+    assert 3 <= len(axis.tickvals) <= 7 and axis.tickvals[0] > 0
+    assert list(axis.tickvals) == sorted(axis.tickvals) and [float(t) for t in axis.ticktext] == list(axis.tickvals)
+    assert axis.tickvals[0] <= 1.5 * min(values) and axis.tickvals[-1] >= max(values) / 1.8
+
+
+def test_a_front_of_one_point_has_no_place_in_the_legend():
+    points = [{"name": n, "x": x, "y": y, "low": y, "high": y} for n, x, y in (("a", 10, 80), ("b", 20, 90))]
+    shown = [pareto_figure({"all": p}, "x", "y").data[0].showlegend for p in (points, points[:1])]
+    assert shown == [True, False]
+
+
+def test_groups_are_told_apart_beyond_a_round_of_colours():
+    points = [{"name": "a", "x": 1, "y": 1, "low": 0, "high": 2}]
+    marks = pareto_figure({str(i): points for i in range(42)}, "x", "y").data[1:]
+    assert len({(m.marker.color, m.marker.symbol) for m in marks}) == 42
+
+
 def test_the_front_connects_what_nothing_beats():
     points = [{"name": n, "x": x, "y": y, "low": y - 1, "high": y + 2} for n, x, y in (("a", 10, 90), ("b", 20, 80))]
     fig = pareto_figure({"8 bits": points[:1], "2 bits": points[1:]}, "flash (kB)", "accuracy (%)")
