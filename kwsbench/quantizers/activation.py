@@ -21,7 +21,7 @@ from kwsbench.quantizers.gradients import fenced
 
 RELU6 = 6.0
 LOG2_STEP_END = 30.0
-SAMPLED = 2**14  # values that decide a range, spread over all
+BINS = 2**13  # of the histogram that decides a range
 STEPS_TRIED = 48
 
 
@@ -57,7 +57,7 @@ class ActivationQuantizer(nn.Module, ABC):
 
     @abstractmethod
     def calibrate(self, z: torch.Tensor) -> None:
-        """Set the range from values before the ReLU6."""
+        """Set the range from values before the ReLU6: all of them, the rare large ones among them decide."""
 
 
 class LinearActivation(ActivationQuantizer):
@@ -97,20 +97,20 @@ class LinearActivation(ActivationQuantizer):
 
     @torch.no_grad()
     def calibrate(self, z: torch.Tensor) -> None:
-        values = spread(z)
-        if self.relu:
-            values = values.clamp(0, RELU6)
+        values, counts = histogram(z.clamp(0, RELU6) if self.relu else z)
         low, high = int(self.lowest), int(self.highest)
-        steps = (
-            values.abs().max().clamp_min(1e-3)
-            / max(high, -low)
-            * torch.logspace(-1.3, 0.2, STEPS_TRIED, device=z.device)
-        )
-        errors = [((round_half_up(values / d).clamp(low, high) * d - values) ** 2).mean() for d in steps]
+        largest = max(float(values.abs().max()), 1e-3)
+        steps = largest / max(high, -low) * torch.logspace(-1.3, 0.2, STEPS_TRIED, dtype=torch.float64)
+        errors = [((round_half_up(values / d).clamp(low, high) * d - values) ** 2 * counts).sum() for d in steps]
         self.log2_step.copy_(torch.log2(steps[int(torch.stack(errors).argmin())]))
 
 
-def spread(z: torch.Tensor) -> torch.Tensor:
-    """At most ``SAMPLED`` of the values, evenly apart."""
+def histogram(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values of ``BINS`` even steps from the least to the largest of ``z``, and how often each is the nearest: float64
+    [BINS] each, on the CPU. Counts are whole, so that they do not depend on the order in which a device adds."""
     flat = z.detach().flatten()
-    return flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED]
+    low, high = float(flat.min()), float(flat.max())
+    width = max((high - low) / (BINS - 1), 1e-12)
+    index = ((flat - low) / width + 0.5).long().clamp_(0, BINS - 1)
+    counts = torch.bincount(index, minlength=BINS).double().cpu()
+    return low + width * torch.arange(BINS, dtype=torch.float64), counts

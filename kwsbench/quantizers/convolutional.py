@@ -53,6 +53,7 @@ EXACT_IN_FLOAT32 = 2**24
 SAMPLE_UNIT = 2.0**-15
 SAMPLE_LIMIT = 2**15
 INPUT_PERCENTILE = 99.9
+CALIBRATION = 2  # part of the identity of what is calibrated: raise it when the same clips would give other ranges
 
 
 @dataclass(frozen=True)

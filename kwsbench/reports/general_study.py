@@ -139,7 +139,8 @@ def spotter_conclusion(result: Mapping[str, Any], widths: Sequence[int]) -> str:
     """FDR at 5% FRR of every method by width, and how the prediction fared, in words."""
     at = {(r["bits"], r["method"]): 100 * r["fdr_at_5"] for r in result["rows"] if r["kind"] == "stage_two"}
     told = [
-        f"{width} bit{'s'[: width > 1]}: " + ", ".join(f"{method} {fdr:.1f}%" for (bits, method), fdr in at.items() if bits == width)
+        f"{width} bit{'s'[: width > 1]}: "
+        + ", ".join(f"{method} {fdr:.1f}%" for (bits, method), fdr in at.items() if bits == width)
         for width in widths
     ]
     v = result["verdict"]

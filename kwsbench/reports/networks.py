@@ -234,7 +234,7 @@ def _log_ticks(values: Sequence[float]) -> list[float]:
     low, high = min(values) / 1.25, max(values) * 1.25
     if max(values) < 3 * min(values):
         even = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(0.95 * min(values), 1.05 * max(values))
-        return [t for t in even.round(10).tolist() if t > 0]
+        return [t for t in np.round(even, 10).tolist() if t > 0]
     mantissas = (1, 2, 5) if high / low > 8 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [t for d in decades for m in mantissas if low <= (t := round(m * 10.0**d, 10)) <= high]

@@ -38,7 +38,7 @@ from kwsbench.models.convolutional import ConvNet
 from kwsbench.models.handmade import BCResNet
 from kwsbench.models.layers import Front, Network
 from kwsbench.quantizers import budget
-from kwsbench.quantizers.convolutional import ConvPlan, QuantizedConvNet, activated, elements, weighted
+from kwsbench.quantizers.convolutional import CALIBRATION, ConvPlan, QuantizedConvNet, activated, elements, weighted
 from kwsbench.quantizers.learned import LEARNERS, LearnedConvNet, budget_of_mean_bits, smallest_kb
 from kwsbench.training.artifacts import kept, kept_json, usable_checkpoint
 from kwsbench.training.checkpoints import CheckpointError, OtherModelError, read_tensors, write_tensors
@@ -276,6 +276,7 @@ class ClipExperiment:
     progress: bool = True
     device: str = "auto"
     _sets: dict[str, ClipSet] = field(default_factory=dict)
+    _hashes: dict[str, str] = field(default_factory=dict)
     _models: dict[ClipSystem, Model] = field(default_factory=dict)
     _samplers: dict[Front, ClipSampler] = field(default_factory=dict)
 
@@ -298,17 +299,11 @@ class ClipExperiment:
             self._sets[split] = task_clips(self.corpus, self.spec.task, split, self.root / "clips")
         return self._sets[split]
 
-    @cached_property
-    def training_hash(self) -> str:
-        """What the training clips are made of."""
-        return self._hash("train")
-
-    @cached_property
-    def _validation_hash(self) -> str:
-        return self._hash("validation")
-
-    def _hash(self, split: str) -> str:
-        return set_hash(self.corpus, self.spec.task, split, self.root / "clips")
+    def clips_hash(self, split: str) -> str:
+        """What the clips of a split are made of, without decoding them."""
+        if split not in self._hashes:
+            self._hashes[split] = set_hash(self.corpus, self.spec.task, split, self.root / "clips")
+        return self._hashes[split]
 
     def sampler(self, front: Front, seed: int) -> ClipSampler:
         """Training batches as a front end hears them."""
@@ -441,18 +436,18 @@ class ClipExperiment:
             stages = {"float": p.float_stage, "control": p.control_stage, "stage_one": p.stage_one}
             own["stage"] = asdict(stages.get(system.kind, p.stage_two))
         if system.kind in ("stage_one", "post_training"):
-            own["calibration"] = CALIBRATION_BATCHES
+            own["calibration"] = [CALIBRATION_BATCHES, CALIBRATION]
         if system.plan is not None:
             own["plan"] = system.plan.to_json()
         if isinstance(system.plan, BudgetPlan) and system.kind in ("stage_one", "post_training"):
-            own["chosen on"] = self._validation_hash  # its widths are those that cost least there
+            own["chosen on"] = self.clips_hash("validation")  # its widths are those that cost least there
         base: dict[str, Any] = {"kind": system.kind, "seed": system.seed, "own": own, "version": ARTIFACT_VERSION}
         # Sums and transcendental functions differ by an ulp between devices: a model lives on the kind that made it.
         base["device"] = torch.device(self.device).type
         if system.kind == "float":
             network = system.network.to_json()
             network.pop("notation")  # another spelling of the same layers
-            base |= {"network": network, "clips": self.training_hash, "sampling": asdict(p.sampling)}
+            base |= {"network": network, "clips": self.clips_hash("train"), "sampling": asdict(p.sampling)}
             base["heard"] = [FEATURES_VERSION, AUGMENT_SEED]
         else:
             base["parent"] = self.identity(self.parent(system))
@@ -476,7 +471,7 @@ class ClipExperiment:
             if not isinstance(model, QuantizedConvNet) or not model.integer:
                 raise ValueError(f"{self._title(system)} has parts in float and so no integer program: take stage_two")
             metadata = {"network": system.network.notation, "system": system.title, "seed": system.seed,
-                        "clips": self.training_hash}  # fmt: skip
+                        "clips": self.clips_hash("train")}  # fmt: skip
             lower_convolutional(model, metadata).save(file)
 
         return kept(self.folder(system) / "program.safetensors", self._title(system), load_convolutional, make)

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from kwsbench.files import write_json, write_text
 from kwsbench.models.space import Space, cost, front_of, network_of, scaled
+from kwsbench.quantizers.convolutional import CALIBRATION
 from kwsbench.training.artifacts import kept, usable_checkpoint
 from kwsbench.training.clip_experiment import ClipExperiment
 from kwsbench.training.clips import ClipSampler, ClipStage
@@ -150,14 +151,14 @@ class ClipSearch:
             "space": repr(self.space),
             "profile": asdict(p) | {"name": None},
             "target_macs": self.target_macs,
-            "clips": self.experiment.training_hash,
+            "clips": [self.experiment.clips_hash(split) for split in ("train", "validation")],
             "sampling": asdict(self.experiment.spec.profile.sampling),
             "seed": self.seed,
             "device": self.experiment.device,
             "version": ARTIFACT_VERSION,
         }
-        if strategy != "proxyless":
-            identity["quantized"] = asdict(self.experiment.spec.profile.stage_one)
+        if strategy == "optuna":
+            identity["quantized"] = [asdict(self.experiment.spec.profile.stage_one), CALIBRATION]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         return self.experiment.root / f"search-{strategy}-{digest}"
 

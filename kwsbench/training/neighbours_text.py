@@ -113,7 +113,9 @@ def _comparison(result: Mapping[str, Any]) -> list[str]:
     if not v["rows"]:
         return [*lines, "", "Nothing to judge the prediction by: no width has general and a rival."]
     missed = [r for r in v["rows"] if r["expected"] != r["outcome"]]
-    told = "; ".join(f"at {r['bits']} bit{'s'[: r['bits'] > 1]} general {r['outcome']} against {r['rival']}" for r in missed)
+    told = "; ".join(
+        f"at {r['bits']} bit{'s'[: r['bits'] > 1]} general {r['outcome']} against {r['rival']}" for r in missed
+    )
     lines += [
         "",
         f"Prediction on record: general wins at {v['wins_up_to_bits']} bits and fewer, and ties above. At the "

@@ -154,6 +154,38 @@ def test_calibration_finds_steps_of_little_error():
     assert relu(z).min() == 0
 
 
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+@pytest.mark.parametrize("relu", [True, False])
+def test_the_calibrated_step_is_the_best_of_those_tried_on_all_values(bits, relu):
+    torch.manual_seed(bits)
+    z = torch.randn(30, 25, 5, 64) ** 3  # heavy tails, far more values than a sample would hold
+    quantizer = LinearActivation(bits, signed=not relu, relu=relu)
+    quantizer.calibrate(z)
+    heard = (z.clamp(0, 6) if relu else z).double()
+    low, high = int(quantizer.lowest), int(quantizer.highest)
+    tried = float(heard.abs().max()) / max(high, -low) * 10.0 ** np.linspace(-1.3, 0.2, 48)
+    errors = [((torch.floor(heard / d + 0.5).clamp(low, high) * d - heard) ** 2).mean().item() for d in tried]
+    chosen = errors[int(np.abs(tried - quantizer.step().item()).argmin())]
+    assert quantizer.step().item() == pytest.approx(tried[np.abs(tried - quantizer.step().item()).argmin()], rel=1e-5)
+    assert chosen <= 1.001 * min(errors)
+
+
+def test_rare_large_activations_keep_their_place():
+    """What tells a keyword may be 50 values in 1,600,000: at 8 bits the range reaches them, wherever they stand."""
+    z = torch.rand(200, 25, 5, 64)
+    z[7, 3, 2, :50] = 5.5
+    quantizer = LinearActivation(8, signed=False, relu=True)
+    quantizer.calibrate(z)
+    assert quantizer(z)[7, 3, 2, :50].detach().numpy() == pytest.approx(5.5, abs=0.6)
+
+
+def test_silence_calibrates_to_a_usable_step():
+    for relu in (True, False):
+        quantizer = LinearActivation(4, signed=not relu, relu=relu)
+        quantizer.calibrate(torch.zeros(2, 3, 4, 5))
+        assert 0 < quantizer.step().item() < 1e-3
+
+
 def test_nothing_beyond_six_comes_out_of_a_relu6():
     quantizer = LinearActivation(4, signed=False, relu=True)
     with torch.no_grad():

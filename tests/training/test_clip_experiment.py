@@ -211,7 +211,7 @@ def test_widths_chosen_on_validation_clips_are_others_when_those_change(experime
     before = {s: experiment.folder(s) for s in (mixed, system("stage_two"))}
     monkeypatch.setattr(clip_experiment, "set_hash", lambda corpus, task, split, kept: f"{split}, changed")
     fresh = ClipExperiment(experiment.spec, experiment.root, progress=False)
-    fresh.training_hash = experiment.training_hash
+    fresh._hashes["train"] = experiment.clips_hash("train")
     assert fresh.folder(system("stage_two")) == before[system("stage_two")]
     assert fresh.folder(mixed) != before[mixed]
 
