@@ -46,7 +46,7 @@ def det_picture(systems: Mapping[str, Sequence[DetCurve]], path: Path, target_fr
 
 
 # How a quantization is drawn, by how its name in a table of training/pareto.py begins.
-MARKERS = {"float": "o", "8 bits, not": "x", "trained": "^", "DiffQ": "v", "mixed": "D", "": "s"}
+MARKERS = {"float": "o", "not trained": "x", "trained": "^", "DiffQ": "v", "mixed": "D", "": "s"}
 
 
 def pareto_picture(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -61,8 +61,7 @@ def pareto_picture(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
             colour = PALETTE[i % len(PALETTE)]
             mine = [e for e in summary if e["network"] == network and e["kind"] != "control"]
             for entry in mine:
-                name = entry["quantization"]
-                marker = next(m for start, m in MARKERS.items() if name.startswith(start))
+                marker = _marker(entry["quantization"])
                 _point(left, entry["flash_bytes"]["mean"] / 1000, entry, colour, marker)
                 if entry["kind"] == "float":
                     _point(right, entry["macs_per_clip"] / 1e6, entry, colour, marker)
@@ -74,8 +73,8 @@ def pareto_picture(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
             left.plot(*zip(*fixed), color=colour, linewidth=1, alpha=0.6) if fixed else None
             heard = f" ({mine[0]['front']})" if network.startswith("found") else ""
             left.plot([], [], color=colour, marker="s", linewidth=1, label=network + heard)
-        shown = {next(m for start, m in MARKERS.items() if e["quantization"].startswith(start)) for e in summary}
-        names = {"o": "float", "s": "fixed width", "x": "8 bits, not trained", "^": "trained width", "v": "DiffQ",
+        shown = {_marker(e["quantization"]) for e in summary}
+        names = {"o": "float", "s": "fixed width", "x": "not trained", "^": "trained width", "v": "DiffQ",
                  "D": "mixed 2/4/8"}  # fmt: skip
         for marker, name in names.items():
             if marker in shown:
@@ -89,6 +88,10 @@ def pareto_picture(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
         figure.legend(loc="outside right center", fontsize=9)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png")
+
+
+def _marker(quantization: str) -> str:
+    return next(m for part, m in MARKERS.items() if quantization.startswith(part) or quantization.endswith(part))
 
 
 def _point(axes: Any, x: float, entry: Mapping[str, Any], colour: str, marker: str) -> None:

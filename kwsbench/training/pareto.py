@@ -12,6 +12,7 @@ front is that of flash bytes and accuracy on validation, so that being on it was
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,9 +63,7 @@ class Quantization:
 
 def fixed(bits: int, method: str = FIXED_METHOD) -> Quantization:
     """Weights and activations at one width, trained in both stages."""
-    return Quantization(
-        f"{bits} bit{'s' if bits > 1 else ''}", "stage_two", ConvPlan(WeightPlan(method, check_bits(bits)), bits)
-    )
+    return Quantization(_bits(bits), "stage_two", ConvPlan(WeightPlan(method, bits), bits))
 
 
 def learned(learner: str, bits: float) -> Quantization:
@@ -73,14 +72,22 @@ def learned(learner: str, bits: float) -> Quantization:
     return Quantization(f"{name}, budget {bits:g} bits", "stage_two", LearnedPlan(learner, bits, bits))
 
 
+def untrained(bits: int) -> Quantization:
+    """Weights and activations at one width, on grids of least squared error (8-bit weights: up to the largest)."""
+    return Quantization(f"{_bits(bits)}, not trained", "post_training", ConvPlan(WeightPlan("linear", bits), bits))
+
+
+def _bits(bits: int) -> str:
+    return f"{check_bits(bits)} bit{'s' if bits > 1 else ''}"
+
+
 FLOAT = Quantization("float", "float")
 CONTROL = Quantization("float, equal steps", "control")
-UNTRAINED = Quantization("8 bits, not trained", "post_training", ConvPlan(WeightPlan("linear", 8), 8))
-
 MIXED = Quantization("mixed 2/4/8 in limits", "stage_two", BudgetPlan())
 
 WAYS = ("float", "control", "untrained", "fixed", "width", "diffq", "mixed")
 BITS = {"tiny": (4,), "smoke": (8, 3, 2), "default": (8, 4, 3, 2, 1), "full": (8, 4, 3, 2, 1)}
+UNTRAINED_BITS = (8, 4)
 # Mean bits that the learned widths may take: beside a fixed width of as many.
 BUDGET_BITS = {"tiny": 5.0}
 USUAL_BUDGET_BITS = 3.0
@@ -135,7 +142,7 @@ def quantizations_of(profile: str, bits: Sequence[int] = (), ways: Sequence[str]
     columns = {
         "float": [FLOAT],
         "control": [CONTROL],
-        "untrained": [UNTRAINED],
+        "untrained": [untrained(b) for b in UNTRAINED_BITS],
         "fixed": [fixed(b) for b in (bits or BITS.get(profile, BITS["default"]))],
         "width": [learned("width", budget)],
         "diffq": [learned("diffq", budget)],
@@ -201,6 +208,7 @@ def setup(experiment: ClipExperiment, networks: Mapping[str, AnyNetwork], seeds:
     """What the figures were measured on, and what was left out of it."""
     spec, p = experiment.spec, experiment.spec.profile
     splits = {split: experiment.clips(split) for split in ("train", "validation", "test")}
+    said = Counter(speaker for speaker in splits["test"].speakers if speaker)
     return {
         "task": spec.task.name,
         "labels": list(spec.task.labels),
@@ -211,7 +219,8 @@ def setup(experiment: ClipExperiment, networks: Mapping[str, AnyNetwork], seeds:
         "steps": {stage.name: stage.steps for stage in (p.float_stage, p.stage_one, p.stage_two)},
         "device": experiment.device,
         "clips": {split: clips.counts() for split, clips in splits.items()},
-        "speakers": len({speaker for speaker in splits["test"].speakers if speaker}),
+        "speakers": len(said),
+        "most_of_one_speaker": max(said.values(), default=0),
         "left_out": {split: list(clips.skipped) for split, clips in splits.items() if clips.skipped},
         "notes": list(dict.fromkeys([*experiment.corpus.notes, *(n for c in splits.values() for n in c.notes)])),
         "operating_frr": spec.frr,
@@ -337,7 +346,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         + ", ".join(f"{name} {steps:,}" for name, steps in s["steps"].items())
         + f". Clips: {counts['train']:,} train, {counts['validation']:,} validation, {counts['test']:,} test ("
         + ", ".join(f"{count} {label}" for label, count in s["clips"]["test"].items())
-        + f"); one test clip is {100 / counts['test']:.2f}%.",
+        + f"), by {s['speakers']} known speakers, of whom one says {s['most_of_one_speaker']}; one test clip is "
+        f"{100 / counts['test']:.2f}%.",
         "",
         "Accuracy on test, mean (lowest-highest) over seeds; interval: 95%, Wilson, of the mean on as many "
         "independent clips as those of these speakers are worth. Difference: from the float network of the same "

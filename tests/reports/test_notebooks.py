@@ -344,7 +344,7 @@ def test_10_widths_move_and_programs_are_exact(run):
     assert all(values(line["y"])[-1] < values(line["y"])[0] for line in way)
     maps = [e.figure(title)["data"][0] for title in ("Trained step and range", "Pseudo-noise (DiffQ)")]
     assert [len(m["z"]) for m in maps] == [len(m["y"]) for m in maps] and len(maps[0]["y"]) == 24
-    assert e.tables[1].count("<tr>") == 1 + 3 + 2 + 2  # float, control, not trained; two fixed; two learned
+    assert e.tables[1].count("<tr>") == 1 + 4 + 2 + 2  # float, control, two not trained; two fixed; two learned
     assert e.tables[4].count("streamed") == 3 and "values of all layers" in e.text
 
 
