@@ -115,10 +115,8 @@ def test_no_row_beats_the_front_on_validation(made):
 def test_the_table_says_what_it_was_measured_on(made):
     text = markdown(made[1])
     assert "`kwsbench pareto`" in text and "seeds 0, 1" in text and "Illustrative" in text
-    assert (
-        "16 test (2 _silence_, 2 _unknown_, 6 high, 6 low), by 1 known speakers, of whom one says 14; one test clip is 6.25%"
-        in text
-    )
+    assert "16 test (2 _silence_, 2 _unknown_, 6 high, 6 low), by 1 known speakers, of whom one says 14;" in text
+    assert "one test clip is 6.25%" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + 4 and len({row.count("|") for row in rows}) == 1
     assert "- raw: `raw w8 3e1s h8`" in text
