@@ -172,11 +172,13 @@ def test_the_calibrated_step_is_the_best_of_those_tried_on_all_values(bits, relu
 
 def test_rare_large_activations_keep_their_place():
     """What tells a keyword may be 50 values in 1,600,000: at 8 bits the range reaches them, wherever they stand."""
+    torch.manual_seed(0)
     z = torch.rand(200, 25, 5, 64)
     z[7, 3, 2, :50] = 5.5
     quantizer = LinearActivation(8, signed=False, relu=True)
     quantizer.calibrate(z)
-    assert quantizer(z)[7, 3, 2, :50].detach().numpy() == pytest.approx(5.5, abs=0.6)
+    reached = quantizer(z)[7, 3, 2, :50].detach().numpy()
+    assert reached.min() >= 4.5 and reached.max() <= 5.6  # the rest ends at 1; least squares gives up a little of 5.5
 
 
 def test_silence_calibrates_to_a_usable_step():
