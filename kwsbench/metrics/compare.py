@@ -4,7 +4,7 @@
   and DasGupta 2001. Never leaves [0, 1] and is right at 0 of n.
 - :func:`design_effect`: clips of one speaker are not independent; ``n / design_effect`` independent ones would say as
   much as the ``n`` there are (Kish 1965). A proportion over it goes into the same Wilson interval. Where few speakers
-  say most it is itself uncertain, and 95% intervals hold the truth in 85 to 93% of simulations (63 to 91% without it).
+  say most it is itself uncertain and the interval somewhat narrow (simulated in tests/metrics/test_compare.py).
 - :func:`poisson_interval` and :func:`poisson_upper` for events per hour: Garwood 1936, exact through the
   chi-square quantile. They assume independent events; false accepts of one long recording cluster, and the
   true interval is then wider.
